@@ -1,0 +1,9 @@
+"""What fastnas raises for a user's mistake."""
+
+
+class FastnasError(ValueError):
+    """A user's mistake, told in one sentence: what is wrong, where, and what to do.
+
+    The command lines print it as ``error: <sentence>`` and exit with status 2; from Python it is an
+    ordinary ``ValueError``.
+    """
