@@ -1,0 +1,24 @@
+"""Search spaces as data, and the genotypes that a search in them ends with."""
+
+from fastnas.spaces.description import Alpha, Cell, Edge, Head, Input, Residual, Space, Stem
+from fastnas.spaces.family import SPACES, Family, family, make_network, make_space, read_genotype
+from fastnas.spaces.genotype import CellString, Genotype
+
+__all__ = [
+    "SPACES",
+    "Alpha",
+    "Cell",
+    "CellString",
+    "Edge",
+    "Family",
+    "Genotype",
+    "Head",
+    "Input",
+    "Residual",
+    "Space",
+    "Stem",
+    "family",
+    "make_network",
+    "make_space",
+    "read_genotype",
+]

@@ -1,0 +1,145 @@
+"""A network as data: stages, cells, edges and the primitives on them. Nothing here says how it is executed.
+
+A :class:`Space` is a list of stages, each reading the output of earlier ones by index:
+
+``Stem`` -> (``Cell`` | ``Residual``)... -> ``Head``
+
+The same description serves a supernet (several primitives an edge, mixed by architecture parameters) and the
+discrete network of a genotype (one primitive an edge, no architecture parameters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Preprocess: TypeAlias = Literal["identity", "relu_conv_bn", "factorized_reduce"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """From state ``source`` to state ``target`` of a cell, with the primitives that may sit on it."""
+
+    source: int
+    target: int
+    primitives: tuple[str, ...]
+    stride: int = 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input state of a cell: the output of stage ``stage`` after ``preprocess``."""
+
+    stage: int
+    preprocess: Preprocess = "identity"
+
+
+@dataclass(frozen=True)
+class Stem:
+    """3x3 convolution of the image to ``channels``, BatchNorm."""
+
+    channels: int
+    kind: str = "stem"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """States 0..len(inputs)-1 are the inputs; every further state is the sum of the edges that enter it.
+
+    ``output`` lists the states that are concatenated along the channels. ``alpha`` names the architecture
+    parameter whose row i weighs the primitives of edge i (None in a discrete network: every edge weighs 1).
+    ``affine`` and ``normalise_pools`` are the two things in which a supernet's primitives differ from a discrete
+    network's: BatchNorms without scale and shift, and a BatchNorm behind each pooling.
+    """
+
+    kind: str
+    inputs: tuple[Input, ...]
+    edges: tuple[Edge, ...]
+    channels: int
+    output: tuple[int, ...]
+    alpha: str | None
+    affine: bool
+    normalise_pools: bool
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels * len(self.output)
+
+    @property
+    def states(self) -> int:
+        """The number of states, inputs included."""
+        return max([len(self.inputs) - 1, *self.output, *(edge.target for edge in self.edges)]) + 1
+
+
+@dataclass(frozen=True)
+class Residual:
+    """The basic residual block between NAS-Bench-201's stages: two 3x3 convolutions, the first with stride 2."""
+
+    channels: int
+    stride: int = 2
+    kind: str = "residual"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True)
+class Head:
+    """Global average pool and linear classifier, after BatchNorm and ReLU if ``normalise``."""
+
+    classes: int
+    normalise: bool = False
+    kind: str = "head"
+
+    @property
+    def out_channels(self) -> int:
+        return self.classes
+
+
+Stage: TypeAlias = Stem | Cell | Residual | Head
+
+
+@dataclass(frozen=True)
+class Alpha:
+    """An architecture parameter: one row an edge, one column a primitive."""
+
+    name: str
+    rows: int
+    primitives: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, len(self.primitives)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A whole network as data. ``alphas`` is empty for a discrete network."""
+
+    name: str
+    image_channels: int
+    stages: tuple[Stage, ...]
+    alphas: tuple[Alpha, ...] = ()
+
+    @property
+    def classes(self) -> int:
+        return self.stages[-1].out_channels
+
+    def in_channels(self, stage: int) -> int:
+        """Channels that enter ``stage`` from the stage before it (the image's, for the stem)."""
+        return self.image_channels if stage == 0 else self.stages[stage - 1].out_channels
+
+
+def dense_edges(inputs: int, nodes: int, primitives: Sequence[str], stride: int = 1) -> tuple[Edge, ...]:
+    """Every earlier state to every node, by target then source; ``stride`` holds for edges out of an input."""
+    return tuple(
+        Edge(source, target, tuple(primitives), stride if source < inputs else 1)
+        for target in range(inputs, inputs + nodes)
+        for source in range(target)
+    )

@@ -1,0 +1,160 @@
+"""The named spaces: each a family of supernets, of discrete networks and of genotypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from fastnas.errors import FastnasError
+from fastnas.spaces import darts, nasbench201
+from fastnas.spaces.description import Space
+from fastnas.spaces.genotype import CellString, Genotype
+from fastnas.spaces.published import PUBLISHED
+
+AnyGenotype: TypeAlias = Genotype | CellString
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a space name stands for.
+
+    Attributes:
+        supernet: (channels, layers, classes, image_channels) -> Space with architecture parameters.
+        network: (genotype, channels, layers, classes, image_channels) -> Space without.
+        derive: alphas by name -> genotype.
+        parse: text -> genotype.
+        channels, layers: the sizes that the papers search with.
+        published: genotypes of papers by name.
+    """
+
+    name: str
+    supernet: Callable[[int, int, int, int], Space]
+    network: Callable[[Any, int, int, int, int], Space]
+    derive: Callable[[Mapping[str, Tensor]], AnyGenotype]
+    parse: Callable[[str], AnyGenotype]
+    channels: int
+    layers: int
+    published: Mapping[str, AnyGenotype] = field(default_factory=dict)
+
+
+SPACES = {
+    "darts": Family("darts", darts.supernet, darts.network, darts.derive, Genotype.parse, 16, 8, PUBLISHED),
+    "nasbench201": Family(
+        "nasbench201",
+        nasbench201.supernet,
+        nasbench201.network,
+        nasbench201.derive,
+        CellString.parse,
+        16,
+        5,
+    ),
+}
+
+
+def family(name: str) -> Family:
+    """The space called ``name``.
+
+    Raises:
+        FastnasError: there is none.
+    """
+    if name not in SPACES:
+        raise FastnasError(f"unknown space {name!r}; known are {', '.join(SPACES)}")
+    return SPACES[name]
+
+
+def make_space(
+    name: str,
+    *,
+    channels: int | None = None,
+    layers: int | None = None,
+    classes: int = 10,
+    image_channels: int = 3,
+) -> Space:
+    """The supernet of the space ``name`` as data.
+
+    Args:
+        name: "darts" or "nasbench201".
+        channels: C, the channels of the first cells; the papers' size if None.
+        layers: the number of cells (darts) or of cells in each of the three stages (nasbench201).
+        classes: outputs of the classifier.
+        image_channels: channels of the images.
+
+    Raises:
+        FastnasError: an unknown name or an impossible size.
+
+    >>> make_space("darts").alphas[0].shape
+    (14, 8)
+    """
+    found = family(name)
+    return found.supernet(*_sizes(found, channels, layers, classes, image_channels))
+
+
+def make_network(
+    name: str,
+    genotype: AnyGenotype,
+    *,
+    channels: int | None = None,
+    layers: int | None = None,
+    classes: int = 10,
+    image_channels: int = 3,
+) -> Space:
+    """The discrete network of ``genotype`` in the space ``name`` as data; arguments as in :func:`make_space`.
+
+    Raises:
+        FastnasError: an unknown name, an impossible size, or a genotype of another space.
+    """
+    found = family(name)
+    expected = CellString if name == "nasbench201" else Genotype
+    if not isinstance(genotype, expected):
+        raise FastnasError(f"the genotype {genotype} does not fit the space {name}")
+    return found.network(genotype, *_sizes(found, channels, layers, classes, image_channels))
+
+
+def read_genotype(space: str, source: str | Path) -> AnyGenotype:
+    """A genotype of ``space`` from a published name, a file (any of the field's formats) or the text itself.
+
+    Raises:
+        FastnasError: nothing of that name, an unreadable file, or not a genotype of this space.
+    """
+    found = family(space)
+    text = str(source)
+    if text in found.published:
+        return found.published[text]
+    if "(" not in text and "{" not in text and "|" not in text:
+        path = Path(source)
+        if not path.is_file():
+            known = (
+                f"the names known here are {', '.join(found.published)}"
+                if found.published
+                else "no names are known"
+            )
+            raise FastnasError(
+                f"genotype {text!r}: no such file, and no such name; for space {space} {known}"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FastnasError(f"genotype file {path}: cannot be read as text ({error})") from None
+    try:
+        return found.parse(text)
+    except FastnasError as error:
+        raise FastnasError(f"this genotype does not fit the space {space}: {error}") from None
+
+
+def _sizes(
+    found: Family, channels: int | None, layers: int | None, classes: int, image_channels: int
+) -> tuple[int, int, int, int]:
+    sizes = {
+        "channels": found.channels if channels is None else channels,
+        "layers": found.layers if layers is None else layers,
+        "classes": classes,
+        "image_channels": image_channels,
+    }
+    for what, value in sizes.items():
+        if value < 1:
+            raise FastnasError(f"space {found.name}: {what} must be at least 1, got {value}")
+    return sizes["channels"], sizes["layers"], sizes["classes"], sizes["image_channels"]

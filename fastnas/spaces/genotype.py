@@ -1,0 +1,241 @@
+"""Genotypes, the discrete cells that a search ends with, in the field's own formats.
+
+:class:`Genotype` is DARTS' (normal and reduction cell, any number of nodes); :class:`CellString` is
+NAS-Bench-201's architecture string. Both are read without evaluating anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastnas.errors import FastnasError
+
+# What published genotypes of the DARTS family use; the search itself mixes the first eight.
+DARTS_PRIMITIVES = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7")
+NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+
+Pair = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """DARTS' pair of cells: for each node two (primitive, source state), states 0 and 1 being the cell's inputs.
+
+    Liu et al. 2019, section 2.4. ``str()`` gives the format of DARTS' genotypes.py:
+
+    >>> str(Genotype((("skip_connect", 0), ("none", 1)), (2,), (("none", 0), ("none", 1)), (2,)))[:44]
+    "Genotype(normal=[('skip_connect', 0), ('none"
+    """
+
+    normal: tuple[Pair, ...]
+    normal_concat: tuple[int, ...]
+    reduce: tuple[Pair, ...]
+    reduce_concat: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for cell in ("normal", "reduce"):
+            _check_cell(cell, getattr(self, cell), getattr(self, f"{cell}_concat"))
+
+    def __str__(self) -> str:
+        return (
+            f"Genotype(normal={list(self.normal)}, normal_concat={list(self.normal_concat)}, "
+            f"reduce={list(self.reduce)}, reduce_concat={list(self.reduce_concat)})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``; :meth:`parse` reads it back."""
+        return {
+            "space": "darts",
+            "normal": [list(pair) for pair in self.normal],
+            "normal_concat": list(self.normal_concat),
+            "reduce": [list(pair) for pair in self.reduce],
+            "reduce_concat": list(self.reduce_concat),
+        }
+
+    def skip_share(self) -> float:
+        """The share of skip_connect among all edges of both cells."""
+        return _share("skip_connect", [op for op, _ in self.normal + self.reduce])
+
+    @classmethod
+    def parse(cls, text: str) -> Genotype:
+        """From DARTS' source format (lists or ``range``, with or without ``NAME =``) or from JSON.
+
+        Raises:
+            FastnasError: it is neither, or the cells are not valid.
+        """
+        fields = _json_object(text) or _call_fields(text)
+        if fields is None or not {"normal", "normal_concat", "reduce", "reduce_concat"} <= fields.keys():
+            raise FastnasError(
+                "not a DARTS genotype: expected Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[...], "
+                f"reduce=[...], reduce_concat=[...]) or the same as JSON, got {_shorten(text)}"
+            )
+        return cls(
+            _pairs("normal", fields["normal"]),
+            _integers("normal_concat", fields["normal_concat"]),
+            _pairs("reduce", fields["reduce"]),
+            _integers("reduce_concat", fields["reduce_concat"]),
+        )
+
+
+@dataclass(frozen=True)
+class CellString:
+    """NAS-Bench-201's cell (Dong and Yang 2020): one primitive on each edge, by target node then source.
+
+    >>> cell = CellString.parse("|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|")
+    >>> cell.ops
+    ('none', 'nor_conv_3x3', 'skip_connect', 'none', 'none', 'avg_pool_3x3')
+    >>> str(cell)
+    '|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|'
+    """
+
+    ops: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ops) != 6:
+            raise FastnasError(f"a NAS-Bench-201 cell has 6 edges, got {len(self.ops)}")
+        for op in self.ops:
+            if op not in NASBENCH201_PRIMITIVES:
+                raise FastnasError(
+                    f"NAS-Bench-201 cell: unknown primitive {op!r}; known are {', '.join(NASBENCH201_PRIMITIVES)}"
+                )
+
+    def __str__(self) -> str:
+        ops = iter(self.ops)
+        nodes = ["".join(f"|{next(ops)}~{source}" for source in range(target)) for target in (1, 2, 3)]
+        return "|+".join(nodes) + "|"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``; :meth:`parse` reads it back."""
+        return {"space": "nasbench201", "arch": str(self)}
+
+    def skip_share(self) -> float:
+        """The share of skip_connect among the six edges."""
+        return _share("skip_connect", self.ops)
+
+    @classmethod
+    def parse(cls, text: str) -> CellString:
+        """From the official string, or JSON ``{"arch": "|...|"}``.
+
+        Raises:
+            FastnasError: it is neither, or a primitive is unknown.
+        """
+        fields = _json_object(text)
+        arch = fields.get("arch") if fields else text.strip()
+        found = re.fullmatch(
+            r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|", str(arch)
+        )
+        if found is None:
+            raise FastnasError(
+                "not a NAS-Bench-201 architecture string: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, "
+                f"got {_shorten(text)}"
+            )
+        return cls(found.groups())
+
+
+def _check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
+    if not pairs or len(pairs) % 2:
+        raise FastnasError(f"genotype: {cell} needs two edges a node, got {len(pairs)} edges")
+    for i, (op, source) in enumerate(pairs):
+        if op not in DISCRETE_PRIMITIVES:
+            raise FastnasError(
+                f"genotype: unknown primitive {op!r} in {cell}; known are {', '.join(DISCRETE_PRIMITIVES)}"
+            )
+        if not 0 <= source < 2 + i // 2:
+            raise FastnasError(
+                f"genotype: edge {i} of {cell} enters node {2 + i // 2} and reads state {source}; "
+                f"it may read states 0 to {1 + i // 2}"
+            )
+    last = 1 + len(pairs) // 2
+    if not concat or len(set(concat)) != len(concat) or not all(0 <= state <= last for state in concat):
+        raise FastnasError(
+            f"genotype: {cell}_concat must list different states from 0 to {last}, got {list(concat)}"
+        )
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _call_fields(text: str) -> dict[str, Any] | None:
+    """The keyword arguments of ``[NAME =] Genotype(...)``, literals and ``range`` only; None if it is not one."""
+    try:
+        body = ast.parse(text.strip()).body
+        if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.Assign):
+            return None
+        call = body[0].value
+        if not (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"
+        ):
+            return None
+        names = ("normal", "normal_concat", "reduce", "reduce_concat")
+        fields = dict(zip(names, call.args, strict=False))
+        fields.update({keyword.arg or "": keyword.value for keyword in call.keywords})
+        return {name: _literal(node) for name, node in fields.items()}
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def _literal(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id == "range" and not node.keywords:
+            bounds = [ast.literal_eval(argument) for argument in node.args]
+            if any(not isinstance(bound, int) or abs(bound) > 1000 for bound in bounds):
+                raise ValueError("range")
+            return list(range(*bounds))
+        if node.func.id == "list" and len(node.args) == 1:
+            return _literal(node.args[0])
+    return ast.literal_eval(node)
+
+
+def _pairs(name: str, value: Any) -> tuple[Pair, ...]:
+    try:
+        pairs = [(op, source) for op, source in value]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs or not all(isinstance(op, str) and _is_integer(source) for op, source in pairs):
+        raise FastnasError(
+            f"genotype: {name} must be a list of (primitive, state) pairs, got {_shorten(value)}"
+        )
+    return tuple(pairs)
+
+
+def _integers(name: str, value: Any) -> tuple[int, ...]:
+    if (
+        not isinstance(value, Iterable)
+        or isinstance(value, str)
+        or not all(map(_is_integer, value := list(value)))
+    ):
+        raise FastnasError(f"genotype: {name} must be a list of states, got {_shorten(value)}")
+    return tuple(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _share(name: str, ops: Sequence[str]) -> float:
+    return sum(op == name for op in ops) / len(ops)
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

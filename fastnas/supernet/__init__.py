@@ -1,0 +1,49 @@
+"""Supernets: a space executed, its weights in one arena."""
+
+from __future__ import annotations
+
+import torch
+
+from fastnas.errors import FastnasError
+from fastnas.spaces import Space
+from fastnas.supernet.arena import Arena, gradients
+from fastnas.supernet.fused import FusedSupernet
+from fastnas.supernet.problem import Batch, SupernetProblem
+from fastnas.supernet.reference import Supernet
+
+BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
+
+
+def build_supernet(
+    space: Space,
+    *,
+    backend: str = "fused",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Supernet:
+    """The supernet (or discrete network) that executes ``space``; weights from torch's current random state.
+
+    Args:
+        space: from ``fastnas.spaces.make_space`` or ``make_network``.
+        backend: "fused" (this library's ops) or "reference" (plain PyTorch, differentiable twice).
+        dtype: of weights, running statistics and alpha.
+        device: where they live.
+
+    Raises:
+        FastnasError: an unknown backend or primitive.
+    """
+    if backend not in BACKENDS:
+        raise FastnasError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+    return BACKENDS[backend](space, dtype=dtype, device=device)
+
+
+__all__ = [
+    "BACKENDS",
+    "Arena",
+    "Batch",
+    "FusedSupernet",
+    "Supernet",
+    "SupernetProblem",
+    "build_supernet",
+    "gradients",
+]

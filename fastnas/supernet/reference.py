@@ -1,0 +1,168 @@
+"""The reference executor: a space in plain PyTorch, one branch after the other, differentiable twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.spaces import Alpha, Cell, Head, Residual, Space, Stem
+from fastnas.supernet.arena import Arena
+from fastnas.supernet.primitives import (
+    BatchNorm,
+    Context,
+    FactorizedReduce,
+    Statistics,
+    make_primitive,
+    relu_conv_bn,
+)
+
+NodeSum: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor] | None], Tensor]
+Norm: TypeAlias = Callable[[int], BatchNorm]
+
+
+class Supernet(nn.Module):
+    """Executes a :class:`Space`: images (B, C, H, W) -> logits (B, classes).
+
+    The weights are ``parameters()``; architecture parameters are kept apart from them.
+
+    Attributes:
+        space: the description that it executes.
+        weights: arena of the P weights, in the order of ``named_parameters()``: stem, cells (preprocessing, then
+            edges by target and source, primitives in the space's order), head.
+        alphas: arena of the H architecture parameters, before the softmax; empty for a discrete network.
+        running: arena of the BatchNorms' running statistics.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self._statistics = Statistics()
+        self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
+        alphas = {alpha.name: _initial_alpha(alpha) for alpha in space.alphas}
+        # On the device that the modules were made on, if that is not the default one (torch.device("meta")).
+        device = next(self.parameters()).device if device == "cpu" else device
+        self.weights = Arena(dict(self.named_parameters()), dtype=dtype, device=device)
+        self.running = Arena(dict(self.named_buffers()), dtype=dtype, device=device)
+        self.alphas = Arena(alphas, dtype=dtype, device=device)
+
+    def forward(self, images: Tensor) -> Tensor:
+        mixing = {name: alpha.softmax(-1) for name, alpha in self.alphas.tensors.items()}
+        outputs: list[Tensor] = []
+        for spec, stage in zip(self.space.stages, self.stages, strict=True):
+            if isinstance(spec, Cell):
+                weights = None if spec.alpha is None else mixing[spec.alpha]
+                outputs.append(stage([outputs[i.stage] for i in spec.inputs], weights, self.node))
+            else:
+                outputs.append(stage(outputs[-1] if outputs else images))
+        return outputs[-1]
+
+    def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
+        """A node of a cell: the sum of all branches that enter it, weighted or (a discrete network) not."""
+        if weights is None:
+            return sum(branches[1:], start=branches[0])
+        first, *rest = (weight * branch for weight, branch in zip(weights, branches, strict=True))
+        return sum(rest, start=first)
+
+    @contextmanager
+    def frozen_statistics(self) -> Iterator[None]:
+        """Within it, BatchNorms in training mode use the batch's statistics and leave the running ones alone."""
+        self._statistics.moving = False
+        try:
+            yield
+        finally:
+            self._statistics.moving = True
+
+    def _stage(self, index: int) -> nn.Module:
+        spec, c_in = self.space.stages[index], self.space.in_channels(index)
+
+        def norm(channels: int, affine: bool = True) -> BatchNorm:
+            return BatchNorm(channels, affine, self._statistics)
+
+        if isinstance(spec, Stem):
+            conv = nn.Conv2d(c_in, spec.channels, 3, padding=1, bias=False)
+            return nn.Sequential(conv, norm(spec.channels))
+        if isinstance(spec, Residual):
+            return ResidualBlock(c_in, spec, norm)
+        if isinstance(spec, Head):
+            before = [norm(c_in), nn.ReLU()] if spec.normalise else []
+            return nn.Sequential(
+                *before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, spec.classes)
+            )
+        return MixedCell(
+            spec, [self.space.stages[i.stage].out_channels for i in spec.inputs], self._statistics
+        )
+
+
+class MixedCell(nn.Module):
+    """One cell: preprocessed inputs, then node after node, then the concatenation of its output states."""
+
+    def __init__(self, spec: Cell, c_in: Sequence[int], statistics: Statistics) -> None:
+        super().__init__()
+        self.spec = spec
+        self.preprocess = nn.ModuleList()
+        for source, channels in zip(spec.inputs, c_in, strict=True):
+            norm = BatchNorm(spec.channels, spec.affine, statistics)
+            if source.preprocess == "identity":
+                self.preprocess.append(nn.Identity())
+            elif source.preprocess == "factorized_reduce":
+                self.preprocess.append(FactorizedReduce(channels, spec.channels, norm))
+            else:
+                self.preprocess.append(relu_conv_bn(channels, spec.channels, 1, 1, norm))
+        self.edges = nn.ModuleList()
+        for edge in spec.edges:
+            context = Context(spec.channels, edge.stride, spec.affine, spec.normalise_pools, statistics)
+            # "none" contributes exactly zero to value and gradients: it has no module.
+            names = [name for name in edge.primitives if name != "none"]
+            self.edges.append(nn.ModuleDict({name: make_primitive(name, context) for name in names}))
+
+    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, node: NodeSum) -> Tensor:
+        states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
+        rows = None if weights is None else [row.unbind() for row in weights.unbind()]
+        for target in range(len(states), self.spec.states):
+            branches, mixing = [], []
+            shape_of: Tensor | None = None
+            for i, (edge, primitives) in enumerate(zip(self.spec.edges, self.edges, strict=True)):
+                if edge.target != target:
+                    continue
+                shape_of = states[edge.source][:, :, :: edge.stride, :: edge.stride]
+                assert isinstance(primitives, nn.ModuleDict)
+                for name, primitive in primitives.items():
+                    branches.append(primitive(states[edge.source]))
+                    if rows is not None:
+                        mixing.append(rows[i][edge.primitives.index(name)])
+            if branches:
+                states.append(node(branches, None if rows is None else mixing))
+            else:  # every edge that enters is "none"
+                assert shape_of is not None
+                states.append(torch.zeros_like(shape_of))
+        outputs = [states[i] for i in self.spec.output]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two ReLU-conv-BN 3x3, the first with the stride; the shortcut is average-pooled and projected."""
+
+    def __init__(self, c_in: int, spec: Residual, norm: Norm) -> None:
+        super().__init__()
+        c, s = spec.channels, spec.stride
+        self.first = relu_conv_bn(c_in, c, 3, s, norm(c))
+        self.second = relu_conv_bn(c, c, 3, 1, norm(c))
+        self.shortcut = nn.Sequential(nn.AvgPool2d(s, s, ceil_mode=True), nn.Conv2d(c_in, c, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.second(self.first(x))
+
+
+def _initial_alpha(alpha: Alpha) -> nn.Parameter:
+    """1e-3 N(0, 1), as DARTS starts."""
+    return nn.Parameter(1e-3 * torch.randn(alpha.shape))
