@@ -2,5 +2,6 @@
 
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
+from fastnas.search import SearchResult, search
 
-__all__ = ["FastnasError", "__version__"]
+__all__ = ["FastnasError", "SearchResult", "__version__", "search"]

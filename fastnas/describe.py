@@ -1,0 +1,151 @@
+"""``python -m fastnas.describe``: parameters, multiply-adds and shapes of a supernet or a discrete network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import torch
+import tyro
+from torch import Tensor, nn
+
+from fastnas._command import clear_errors
+from fastnas.errors import FastnasError
+from fastnas.spaces import Space, make_network, make_space, read_genotype
+from fastnas.supernet import build_supernet
+
+
+@dataclass(frozen=True)
+class StageDescription:
+    """One stage: what it is, its output for one image, its cost.
+
+    ``macs`` counts the multiply-adds of convolutions and linear layers, for one image.
+    """
+
+    stage: int
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A network described: weights without alpha, multiply-adds for one image, alpha's shapes, one row a stage."""
+
+    space: str
+    parameters: int
+    macs: int
+    alpha: dict[str, tuple[int, int]]
+    stages: tuple[StageDescription, ...]
+
+
+def describe(space: Space, image_size: int = 32) -> Description:
+    """Counts the weights and multiply-adds of ``space`` on square images, without computing anything.
+
+    Args:
+        space: from ``make_space`` or ``make_network``.
+        image_size: side of the images, in pixels.
+
+    Raises:
+        FastnasError: the images are smaller than the network's reductions allow.
+
+    >>> describe(make_space("darts", channels=16, layers=8)).parameters
+    1930618
+    """
+    if image_size < 1:
+        raise FastnasError(f"--image-size must be at least 1, got {image_size}")
+    with torch.device("meta"):
+        net = build_supernet(space, backend="reference").eval()
+        images = torch.empty(1, space.image_channels, image_size, image_size)
+    costs: dict[nn.Module, int] = {}
+    outputs: dict[nn.Module, tuple[int, ...]] = {}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            # Each output number is a dot product with one filter (one row).
+            costs[module] = costs.get(module, 0) + output.numel() * module.weight[0].numel()
+        outputs[module] = tuple(output.shape[1:])
+
+    for module in net.modules():
+        module.register_forward_hook(count)
+    net(images)
+    rows = tuple(
+        StageDescription(
+            i,
+            spec.kind,
+            outputs[stage],
+            sum(p.numel() for p in stage.parameters()),
+            sum(costs.get(module, 0) for module in stage.modules()),
+        )
+        for i, (spec, stage) in enumerate(zip(space.stages, net.stages, strict=True))
+    )
+    return Description(
+        space.name,
+        sum(row.parameters for row in rows),
+        sum(row.macs for row in rows),
+        {alpha.name: alpha.shape for alpha in space.alphas},
+        rows,
+    )
+
+
+@dataclass(frozen=True)
+class DescribeConfig:
+    """What to describe."""
+
+    space: str = "darts"
+    """Search space: darts or nasbench201."""
+    channels: int | None = None
+    """C, channels of the first cells; None: the papers' 16, or 36 for a DARTS genotype."""
+    layers: int | None = None
+    """Number of cells (nasbench201: N, cells in each of the three stages); None: 8 (5), or 20 for a DARTS genotype."""
+    genotype: str | None = None
+    """Describe this discrete network instead of the supernet: a file, a published name (DARTS_V1, DARTS_V2, NASNet,
+    AmoebaNet) or the genotype itself."""
+    classes: int = 10
+    """Outputs of the classifier."""
+    image_size: int = 32
+    """Side of the images, in pixels."""
+    image_channels: int = 3
+    """Channels of the images."""
+    json: bool = False
+    """Print JSON."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the flags and prints the description."""
+    config = tyro.cli(
+        DescribeConfig,
+        prog="python -m fastnas.describe",
+        description=__doc__,
+        args=arguments,
+    )
+    found = describe(_space(config), config.image_size)
+    print(json.dumps(asdict(found), indent=2) if config.json else _table(found))
+
+
+def _space(config: DescribeConfig) -> Space:
+    channels, layers = config.channels, config.layers
+    sizes = {"classes": config.classes, "image_channels": config.image_channels}
+    if config.genotype is None:
+        return make_space(config.space, channels=channels, layers=layers, **sizes)
+    genotype = read_genotype(config.space, config.genotype)
+    if config.space == "darts":
+        channels, layers = (36 if channels is None else channels), (20 if layers is None else layers)
+    return make_network(config.space, genotype, channels=channels, layers=layers, **sizes)
+
+
+def _table(found: Description) -> str:
+    lines = [f"{'stage':>5}  {'kind':<9} {'output':>16} {'parameters':>12} {'multiply-adds':>15}"]
+    for row in found.stages:
+        shape = " x ".join(map(str, row.output))
+        lines.append(f"{row.stage:>5}  {row.kind:<9} {shape:>16} {row.parameters:>12,} {row.macs:>15,}")
+    lines.append(f"{'':>5}  {'total':<9} {'':>16} {found.parameters:>12,} {found.macs:>15,}")
+    for name, (rows, columns) in found.alpha.items():
+        lines.append(f"alpha {name}: {rows} edges x {columns} primitives")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

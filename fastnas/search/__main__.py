@@ -1,0 +1,69 @@
+"""``python -m fastnas.search``: the command line of a search."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from fastnas._command import clear_errors
+from fastnas.errors import FastnasError
+from fastnas.search import SearchConfig, read_config, run_search
+
+DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
+small DARTS supernet. Prints the genotype it found and where the run is."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the flags, runs the search, prints its genotype."""
+    arguments = _explicit_resume(sys.argv[1:] if arguments is None else arguments)
+    config = tyro.cli(
+        SearchConfig,
+        prog="python -m fastnas.search",
+        description=DESCRIPTION,
+        args=arguments,
+        default=_defaults(arguments),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        result = run_search(config)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    print(f"\ngenotype: {result.genotype}\nrun:      {result.out}")
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """The value of ``flag`` in the arguments, None if it is absent or bare."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and i + 1 < len(arguments) and not arguments[i + 1].startswith("--"):
+            return arguments[i + 1]
+    return None
+
+
+def _explicit_resume(arguments: list[str]) -> list[str]:
+    """A bare ``--resume`` gets the folder of ``--out``."""
+    if "--resume" not in arguments or _value(arguments, "--resume") is not None:
+        return arguments
+    out = _value(arguments, "--out")
+    if out is None:
+        raise FastnasError("--resume needs the folder of the run: --resume runs/NAME")
+    at = arguments.index("--resume")
+    return [*arguments[: at + 1], out, *arguments[at + 1 :]]
+
+
+def _defaults(arguments: list[str]) -> SearchConfig:
+    """What a flag that is not given means: the resumed run's value, or the ordinary default."""
+    resume = _value(arguments, "--resume")
+    if resume in (None, "None"):
+        return SearchConfig()
+    stored = read_config(Path(str(resume)) / "config.json").to_options()
+    return SearchConfig.from_options({**stored, "out": None})
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        main()

@@ -1,0 +1,259 @@
+"""The configuration of a search: typed dataclasses that the command line, Python and the run folder share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastnas.bilevel import method
+from fastnas.data import DATASETS, Augment, default_augment
+from fastnas.errors import FastnasError
+from fastnas.spaces import family
+from fastnas.supernet import BACKENDS
+
+DTYPES = ("float32", "float64")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The supernet."""
+
+    space: str = "darts"
+    """Search space: darts or nasbench201."""
+    channels: int | None = None
+    """C, channels of the first cells; None: 16, or 4 for digits."""
+    layers: int | None = None
+    """Number of cells (nasbench201: N, cells in each of the three stages); None: 8 (5), or 3 (1) for digits."""
+    backend: str = "fused"
+    """Executor: fused (this library's ops) or reference (plain PyTorch)."""
+    dtype: str = "float32"
+    """Of weights and alpha: float32 or float64."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The images."""
+
+    dataset: str = "digits"
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, folder or npz."""
+    data: Path | None = None
+    """Where it lies: the folder of CIFAR's official binary or python files, an image folder, an .npz file."""
+    images: int | None = None
+    """Use only so many of its training images; None: all."""
+    image_size: int | None = None
+    """Resize and crop an image folder to squares of so many pixels; None: as they are."""
+    train_portion: float = 0.5
+    """Share of the images that the weights are trained on; alpha gets the rest."""
+    batch_size: int = 64
+    """Images in a minibatch, of either split."""
+    crop_padding: int | None = None
+    """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
+    flip: bool | None = None
+    """Random horizontal flips; None: on for CIFAR, else off."""
+    cutout: int = 0
+    """Side of a square set to zero at a random place; 0 is off."""
+
+
+@dataclass(frozen=True)
+class HypergradientConfig:
+    """How alpha's gradient is estimated."""
+
+    method: str = "idarts"
+    """Hypergradient: first-order, darts, amended, idarts or t1-t2."""
+    inner_steps: int | None = None
+    """T, weight steps for each step of alpha; None: 4 for idarts, else 1."""
+    neumann_terms: int = 2
+    """K, terms of the Neumann series beyond the first (idarts)."""
+    gamma: float | None = None
+    """Step of the Neumann series (idarts); None: the current weight learning rate."""
+    eta: float = 0.1
+    """Amplitude of the amended term (amended)."""
+    difference_radius: float = 0.01
+    """r of the central differences: the weights move by r in norm, to each side. Where ReLU and max-pool have kinks,
+    another r is another estimate; see docs/decisions.md."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Steps of the weights (SGD) and of alpha (Adam)."""
+
+    epochs: int | None = None
+    """Passes over the weights' split; None: 50, or 10 for digits."""
+    learning_rate: float = 0.025
+    """Of the weights, at the start of the cosine schedule."""
+    learning_rate_min: float = 0.001
+    """Of the weights, at its end."""
+    momentum: float = 0.9
+    """Of the weights."""
+    weight_decay: float = 3e-4
+    """Of the weights."""
+    grad_clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    arch_learning_rate: float = 3e-4
+    """Of alpha."""
+    arch_weight_decay: float = 1e-3
+    """Of alpha."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how it runs."""
+
+    seed: int = 0
+    """Of weights, alpha, splits, batches and augmentation."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    threads: int | None = None
+    """CPU threads; None: PyTorch's choice."""
+    out: Path | None = None
+    """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    resume: Path | None = None
+    """Go on with the run in this folder, to the same end as if it had never stopped. (Bare, it means --out's.)"""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search, whole. Every field of the groups is a flag and a keyword of ``fastnas.search``."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    images: DataConfig = field(default_factory=DataConfig)
+    hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> SearchConfig:
+        """From flat keywords.
+
+        Raises:
+            FastnasError: an unknown keyword or a value of another type.
+        """
+        rest = dict(options)
+        groups: dict[str, Any] = {}
+        for group in dataclasses.fields(cls):
+            group_class = group.default_factory
+            assert isinstance(group_class, type)
+            hints = typing.get_type_hints(group_class)
+            names = [f.name for f in dataclasses.fields(group_class) if f.name in rest]
+            groups[group.name] = group_class(**{n: _typed(n, rest.pop(n), hints[n]) for n in names})
+        if rest:
+            known = ", ".join(sorted(cls().to_options()))
+            raise FastnasError(f"unknown option {next(iter(rest))!r}; known are {known}")
+        return cls(**groups)
+
+    def to_options(self) -> dict[str, Any]:
+        """Flat keywords, plain values: what config.json holds and :meth:`from_options` reads."""
+        flat: dict[str, Any] = {}
+        for group in dataclasses.fields(self):
+            flat.update(dataclasses.asdict(getattr(self, group.name)))
+        return {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
+
+    def resolved(self) -> SearchConfig:
+        """The same with every default that depends on another field filled in, checked.
+
+        Raises:
+            FastnasError: a value that no search can have.
+        """
+        options = self.to_options()
+        _check_names(options)
+        small = options["dataset"] == "digits"
+        found = family(options["space"])
+        darts = options["space"] == "darts"
+        augment = default_augment(options["dataset"])
+        defaults = {
+            "channels": 4 if small else found.channels,
+            "layers": (3 if darts else 1) if small else found.layers,
+            "inner_steps": 4 if options["method"] == "idarts" else 1,
+            "epochs": 10 if small else 50,
+            "crop_padding": augment.crop_padding,
+            "flip": augment.flip,
+        }
+        for name, value in defaults.items():
+            if options[name] is None:
+                options[name] = value
+        if options["data"] is not None:
+            options["data"] = str(Path(options["data"]).expanduser().absolute())
+        _check_numbers(options)
+        return SearchConfig.from_options(options)
+
+    @property
+    def augment(self) -> Augment:
+        """The augmentation of a resolved configuration."""
+        d = self.images
+        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
+
+    def differences(self, other: SearchConfig) -> list[str]:
+        """Names of the fields that would make another trajectory; device, threads and folders do not count."""
+        mine, its = self.to_options(), other.to_options()
+        free = {"device", "threads", "out", "resume"}
+        return [name for name in mine if name not in free and mine[name] != its[name]]
+
+
+def _check_names(options: dict[str, Any]) -> None:
+    family(options["space"])
+    method(options["method"])
+    for name, known in (("dataset", DATASETS), ("backend", BACKENDS), ("dtype", DTYPES)):
+        if options[name] not in known:
+            raise FastnasError(f"unknown {name} {options[name]!r}; known are {', '.join(known)}")
+
+
+# name -> (lowest value, whether that value itself is allowed)
+_BOUNDS: dict[str, tuple[float, bool]] = {
+    "channels": (1, True),
+    "layers": (1, True),
+    "images": (2, True),
+    "image_size": (1, True),
+    "train_portion": (0, False),
+    "batch_size": (1, True),
+    "crop_padding": (0, True),
+    "cutout": (0, True),
+    "inner_steps": (1, True),
+    "neumann_terms": (0, True),
+    "gamma": (0, False),
+    "eta": (0, False),
+    "difference_radius": (0, False),
+    "epochs": (1, True),
+    "learning_rate": (0, False),
+    "learning_rate_min": (0, True),
+    "momentum": (0, True),
+    "weight_decay": (0, True),
+    "grad_clip": (0, False),
+    "arch_learning_rate": (0, False),
+    "arch_weight_decay": (0, True),
+    "seed": (0, True),
+    "threads": (1, True),
+}
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    for name, (low, inclusive) in _BOUNDS.items():
+        value = options[name]
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < low or (value == low and not inclusive):
+            bound = "at least" if inclusive else "greater than"
+            raise FastnasError(f"--{name.replace('_', '-')} must be {bound} {low:g}, got {value}")
+    if not options["train_portion"] < 1:
+        raise FastnasError(
+            f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"
+        )
+    if not options["momentum"] < 1:
+        raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the field's type: exact, but for int -> float and str -> Path."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(value) in allowed or (value is None and type(None) in allowed):
+        return value
+    if Path in allowed and isinstance(value, str | Path):
+        return Path(value)
+    if float in allowed and type(value) is int:
+        return float(value)
+    expected = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
+    raise FastnasError(f"option {name} must be {expected}, got {value!r}")

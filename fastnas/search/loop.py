@@ -1,0 +1,264 @@
+"""The search: epochs of steps, each epoch measured, recorded and checkpointed."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from fastnas.bilevel import InnerSettings, method
+from fastnas.data import Batches, channel_statistics, load_dataset, split
+from fastnas.errors import FastnasError
+from fastnas.search.config import SearchConfig
+from fastnas.search.folder import RunFolder
+from fastnas.search.step import SearchStep
+from fastnas.spaces import family, make_space
+from fastnas.spaces.family import AnyGenotype
+from fastnas.supernet import Batch, Supernet, build_supernet
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with.
+
+    Attributes:
+        genotype: the discrete cells of the last epoch.
+        alphas: architecture parameters by name, (edges, primitives), before the softmax, on the CPU.
+        metrics: one row an epoch, as in metrics.jsonl.
+        out: the run's folder.
+        config: the configuration, every default filled in.
+    """
+
+    genotype: AnyGenotype
+    alphas: dict[str, Tensor]
+    metrics: list[dict[str, Any]]
+    out: Path
+    config: SearchConfig
+
+
+def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
+    """Runs (or resumes) the search that ``config`` describes.
+
+    Everything is checked, and the data read, before the run's folder is made.
+
+    Raises:
+        FastnasError: a mistake in the configuration or the data.
+    """
+    config = config.resolved()
+    folder = RunFolder.for_config(config)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    search = Search(config, _device(config), folder)
+    done: int = 0
+    rows: list[dict[str, Any]] = []
+    if config.run.resume is None:
+        folder.start(config)
+    else:
+        done, rows = folder.restore(search.step, config)
+    epochs = config.optimiser.epochs or 0
+    with tqdm(
+        total=epochs * len(search.train.dataset),
+        initial=done * len(search.train.dataset),
+        unit="img",
+        dynamic_ncols=True,
+        # None: no bar where the output is no terminal, but a row an epoch still.
+        disable=None if progress else True,
+    ) as bar:
+        try:
+            for epoch in range(done + 1, epochs + 1):
+                row = search.epoch(epoch, bar)
+                rows.append(row)
+                folder.save(search.step, config, row, search.genotype())
+                if progress:
+                    tqdm.write(_line(row, epochs), file=sys.stdout)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
+    alphas = {name: alpha.detach().cpu().clone() for name, alpha in search.net.alphas.tensors.items()}
+    return SearchResult(search.genotype(), alphas, rows, folder.path, config)
+
+
+class Search:
+    """The parts of a search on one device: data, supernet, optimisers."""
+
+    def __init__(self, config: SearchConfig, device: torch.device, folder: RunFolder) -> None:
+        self.config, self.device, self.folder = config, device, folder
+        images, seed = config.images, config.run.seed
+        dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
+        weight_split, alpha_split = split(dataset, images.train_portion, limit=images.images, seed=seed)
+        mean, std = channel_statistics(weight_split)
+        weight_split, alpha_split = weight_split.to(device), alpha_split.to(device)
+        self.generators = [torch.Generator(device), torch.Generator(device)]
+        self.train, self.val = (
+            Batches(part, images.batch_size, mean=mean, std=std, augment=config.augment, generator=generator)
+            for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
+        )
+        self.evaluation = Batches.evaluation(alpha_split, images.batch_size, mean=mean, std=std)
+        self.inner_steps = config.hypergradient.inner_steps or 1
+        if self.inner_steps > len(self.train):
+            raise FastnasError(
+                f"--inner-steps {self.inner_steps} is more than the {len(self.train)} batches of "
+                f"{images.batch_size} that the weight split of {len(weight_split)} images gives in an epoch"
+            )
+        torch.manual_seed(seed)
+        self.dtype = getattr(torch, config.network.dtype)
+        network = config.network
+        space = make_space(
+            network.space,
+            channels=network.channels,
+            layers=network.layers,
+            classes=len(dataset.classes),
+            image_channels=dataset.channels,
+        )
+        self.net = build_supernet(space, backend=network.backend, dtype=self.dtype, device=device)
+        self.step = _search_step(self.net, config)
+
+    def genotype(self) -> AnyGenotype:
+        """The discrete cells of the current alpha."""
+        return family(self.config.network.space).derive(self.net.alphas.tensors)
+
+    def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+        """Epoch ``epoch`` (from 1), its row of metrics returned."""
+        begin, optimiser = time.perf_counter(), self.config.optimiser
+        # The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches.
+        for i, generator in enumerate(self.generators):
+            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        rate = learning_rate(optimiser, epoch)
+        bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
+        train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
+        losses, correct, norms, seen = [], [], [], 0
+        while group := list(islice(train, self.inner_steps)):
+            report = self.step(group, next(val), rate)
+            losses.append(report.losses)
+            correct.append(report.correct)
+            norms.append(report.hypergradient_norm)
+            seen += (count := sum(len(labels) for _, labels in group))
+            self._show(bar, count, report.losses[-1], torch.stack(correct).sum() / seen)
+        # The batch that drop_last leaves out belongs to the epoch, too.
+        bar.update(len(self.train.dataset) - seen)
+        val_loss, val_accuracy = self._evaluate()
+        seconds = time.perf_counter() - begin
+        genotype = self.genotype()
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "learning_rate": rate,
+            "train_loss": torch.cat(losses).mean().item(),
+            "train_accuracy": (torch.stack(correct).sum() / seen).item(),
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "hypergradient_norm": torch.stack(norms).mean().item(),
+            "alpha_entropy": alpha_entropy(self.net),
+            "skip_share": genotype.skip_share(),
+            "seconds": seconds,
+            "images_per_second": seen / seconds,
+            "peak_memory_bytes": _peak_memory(self.device),
+            "genotype": str(genotype),
+        }
+        for name in ("train_loss", "val_loss", "hypergradient_norm"):
+            if not math.isfinite(row[name]):
+                before = f"; the state before it is kept: {self.folder.resume_command()}" if epoch > 1 else ""
+                raise FastnasError(
+                    f"epoch {epoch}: {name} became {row[name]}; a lower --learning-rate may help{before}"
+                )
+        return row
+
+    def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
+        # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
+        if bar.update(count):
+            bar.set_postfix(loss=f"{loss.item():.3f}", acc=f"{100 * accuracy.item():.1f}%")
+
+    def _cast(self, batch: Batch) -> Batch:
+        return batch[0].to(self.dtype), batch[1]
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[float, float]:
+        """Loss and accuracy over alpha's whole split, in evaluation mode, without augmentation."""
+        self.net.eval()
+        loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        for images, labels in map(self._cast, self.evaluation):
+            logits = self.net(images)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+        self.net.train()
+        count = len(self.evaluation.dataset)
+        return loss.item() / count, correct.item() / count
+
+
+def learning_rate(optimiser: Any, epoch: int) -> float:
+    """The weights' learning rate in epoch ``epoch`` (from 1): cosine from the first value towards the last.
+
+    lr_min + (lr - lr_min) (1 + cos(pi (epoch - 1) / epochs)) / 2, as DARTS' scheduler gives it.
+    """
+    low, high = optimiser.learning_rate_min, optimiser.learning_rate
+    return low + (high - low) * (1 + math.cos(math.pi * (epoch - 1) / optimiser.epochs)) / 2
+
+
+def alpha_entropy(net: Supernet) -> float:
+    """Mean entropy of the softmaxed rows of alpha, in nats; log(primitives) at uniform."""
+    entropies = [
+        -(alpha.softmax(-1) * alpha.log_softmax(-1)).sum(-1) for alpha in net.alphas.tensors.values()
+    ]
+    return torch.cat(entropies).mean().item()
+
+
+def _search_step(net: Supernet, config: SearchConfig) -> SearchStep:
+    hyper, optimiser = config.hypergradient, config.optimiser
+    settings = InnerSettings(
+        learning_rate=optimiser.learning_rate,
+        momentum=optimiser.momentum,
+        weight_decay=optimiser.weight_decay,
+        eta=hyper.eta,
+        gamma=hyper.gamma,
+        neumann_terms=hyper.neumann_terms,
+        radius=hyper.difference_radius,
+    )
+    return SearchStep(
+        net,
+        method(hyper.method),
+        settings,
+        grad_clip=optimiser.grad_clip,
+        arch_learning_rate=optimiser.arch_learning_rate,
+        arch_weight_decay=optimiser.arch_weight_decay,
+    )
+
+
+def _device(config: SearchConfig) -> torch.device:
+    name = config.run.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FastnasError(f"unknown --device {name!r}; known are auto, cpu, cuda and cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise FastnasError(f"--device {name}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")
+    return device
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes at the most since the process began: allocated on a GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _line(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
+        f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
+        f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {row['seconds']:.1f} s"
+    )

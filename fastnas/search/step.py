@@ -1,0 +1,121 @@
+"""One step of a search: T weight steps and one step of alpha along the hypergradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnas.bilevel import InnerSettings, Method
+from fastnas.supernet import Batch, Supernet, SupernetProblem, gradients
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step saw; tensors stay on the device, so that reading them is the caller's synchronisation.
+
+    Attributes:
+        losses: (T,) training loss before each weight step.
+        correct: scalar, training images classified right, over the T batches.
+        hypergradient_norm: scalar, Euclidean.
+    """
+
+    losses: Tensor
+    correct: Tensor
+    hypergradient_norm: Tensor
+
+
+class SearchStep:
+    """The two optimisers of a search, and the order in which a method moves them.
+
+    Weights: SGD with momentum, weight decay and clipping, one flat vector. Alpha: Adam, one flat vector, betas
+    (0.5, 0.999) (Liu et al. 2019, section 3.1.1). ``idarts`` and ``t1-t2`` take their T weight steps first and
+    the hypergradient at the weights these reach, on the last batch; the others move alpha first, then the
+    weights, as their authors' loops do, with the hypergradient on the first batch.
+
+    Args:
+        net: the supernet.
+        method: an entry of ``fastnas.bilevel.METHODS``.
+        settings: constants of the estimator; learning rate and momentum buffer are filled in at each step.
+        grad_clip: largest norm of the weights' gradient.
+        arch_learning_rate, arch_weight_decay: of Adam.
+    """
+
+    def __init__(
+        self,
+        net: Supernet,
+        method: Method,
+        settings: InnerSettings,
+        *,
+        grad_clip: float = 5.0,
+        arch_learning_rate: float = 3e-4,
+        arch_weight_decay: float = 1e-3,
+    ) -> None:
+        self.net, self.method, self.settings, self.grad_clip = net, method, settings, grad_clip
+        self.weight_optimiser = torch.optim.SGD(
+            [net.weights.flat],
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+        self.alpha_optimiser = torch.optim.Adam(
+            [net.alphas.flat], lr=arch_learning_rate, betas=(0.5, 0.999), weight_decay=arch_weight_decay
+        )
+
+    def __call__(self, train: Sequence[Batch], val: Batch, learning_rate: float) -> StepReport:
+        """T = len(train) weight steps at ``learning_rate`` and one step of alpha.
+
+        Args:
+            train: T batches of the weights' split, images (B, C, H, W) and labels (B,).
+            val: one batch of alpha's split.
+            learning_rate: of this epoch, also xi of darts and the default gamma of idarts.
+        """
+        if self.method.after_inner_steps:
+            results = [self.weight_step(batch, learning_rate) for batch in train]
+            norm = self.alpha_step(train[-1], val, learning_rate)
+        else:
+            norm = self.alpha_step(train[0], val, learning_rate)
+            results = [self.weight_step(batch, learning_rate) for batch in train]
+        losses, correct = zip(*results, strict=True)
+        return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm)
+
+    def weight_step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
+        images, labels = batch
+        self.net.train()
+        logits = self.net(images)
+        loss = F.cross_entropy(logits, labels)
+        flat = self.net.weights.flat
+        (flat.grad,) = gradients(loss, self.net.weights)
+        torch.nn.utils.clip_grad_norm_([flat], self.grad_clip)
+        self.weight_optimiser.param_groups[0]["lr"] = learning_rate
+        self.weight_optimiser.step()
+        flat.grad = None
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
+        """One step of Adam along the hypergradient, whose norm is returned."""
+        flat = self.net.alphas.flat
+        flat.grad = self.hypergradient(train, val, learning_rate)
+        self.alpha_optimiser.step()
+        norm = flat.grad.norm()
+        flat.grad = None
+        return norm
+
+    def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
+        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves."""
+        state = self.weight_optimiser.state.get(self.net.weights.flat, {})
+        settings = InnerSettings(
+            learning_rate=learning_rate,
+            momentum=self.settings.momentum,
+            weight_decay=self.settings.weight_decay,
+            momentum_buffer=state.get("momentum_buffer"),
+            eta=self.settings.eta,
+            gamma=self.settings.gamma,
+            neumann_terms=self.settings.neumann_terms,
+            radius=self.settings.radius,
+        )
+        return self.method.hypergradient(SupernetProblem(self.net, train, val), settings)
