@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastnas._command import clear_errors
 from fastnas.errors import FastnasError
-from fastnas.spaces import Space, make_network, make_space, read_genotype
+from fastnas.spaces import Space, make_network, make_space, read_genotype, to_dot
 from fastnas.supernet import build_supernet
 
 
@@ -110,16 +110,24 @@ class DescribeConfig:
     """Channels of the images."""
     json: bool = False
     """Print JSON."""
+    dot: bool = False
+    """Print the genotype's cells as a Graphviz graph: ``... --dot | dot -Tsvg -o cell.svg`` draws them."""
 
 
+@clear_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Parses the flags and prints the description."""
     config = tyro.cli(
         DescribeConfig,
         prog="python -m fastnas.describe",
-        description=__doc__,
+        description="Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.",
         args=arguments,
     )
+    if config.dot:
+        if config.genotype is None:
+            raise FastnasError("--dot draws a genotype: name one with --genotype")
+        print(to_dot(read_genotype(config.space, config.genotype)))
+        return
     found = describe(_space(config), config.image_size)
     print(json.dumps(asdict(found), indent=2) if config.json else _table(found))
 
@@ -147,5 +155,4 @@ def _table(found: Description) -> str:
 
 
 if __name__ == "__main__":
-    with clear_errors():
-        main()
+    main()

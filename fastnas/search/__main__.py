@@ -15,6 +15,7 @@ DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS o
 small DARTS supernet. Prints the genotype it found and where the run is."""
 
 
+@clear_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, runs the search, prints its genotype."""
     arguments = _explicit_resume(sys.argv[1:] if arguments is None else arguments)
@@ -65,5 +66,4 @@ def _defaults(arguments: list[str]) -> SearchConfig:
 
 
 if __name__ == "__main__":
-    with clear_errors():
-        main()
+    main()

@@ -1,6 +1,7 @@
 """Search spaces as data, and the genotypes that a search in them ends with."""
 
 from fastnas.spaces.description import Alpha, Cell, Edge, Head, Input, Residual, Space, Stem
+from fastnas.spaces.drawing import to_dot
 from fastnas.spaces.family import SPACES, Family, family, make_network, make_space, read_genotype
 from fastnas.spaces.genotype import CellString, Genotype
 
@@ -21,4 +22,5 @@ __all__ = [
     "make_network",
     "make_space",
     "read_genotype",
+    "to_dot",
 ]

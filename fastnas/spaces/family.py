@@ -125,7 +125,9 @@ def read_genotype(space: str, source: str | Path) -> AnyGenotype:
     for other in SPACES.values():
         if text in other.published:
             if other is not found:
-                raise FastnasError(f"genotype {text} is one of the space {other.name}; it does not fit {space}")
+                raise FastnasError(
+                    f"genotype {text} is one of the space {other.name}; it does not fit {space}"
+                )
             return found.published[text]
     if "(" not in text and "{" not in text and "|" not in text:
         path = Path(source)

@@ -1,0 +1,214 @@
+"""Whole searches on real images: what they leave behind, that they repeat and resume to the bit."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+
+import fastnas
+from fastnas import FastnasError
+from fastnas.bilevel import METHODS
+from fastnas.search.config import OptimiserConfig
+from fastnas.search.loop import learning_rate
+from fastnas.spaces import CellString, Genotype
+
+
+def same(a, b):
+    return all(torch.equal(a.alphas[name], b.alphas[name]) for name in a.alphas)
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_searches_every_space(tiny, space, method):
+    result = tiny(space=space, method=method, epochs=1)
+    assert isinstance(result.genotype, Genotype if space == "darts" else CellString)
+    assert all(torch.isfinite(alpha).all() for alpha in result.alphas.values())
+    assert result.metrics[0]["hypergradient_norm"] > 0
+
+
+def test_the_run_folder_holds_everything(tiny):
+    result = tiny(method="first-order")
+    config = json.loads((result.out / "config.json").read_text())
+    assert config["config"]["channels"] == 2
+    assert config["config"]["learning_rate"] == 0.025
+    assert set(config["config"]) == set(result.config.to_options())
+    rows = [json.loads(line) for line in (result.out / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.metrics
+    assert [row["epoch"] for row in rows] == [1, 2]
+    for row in rows:
+        assert 0 <= row["train_accuracy"] <= 1
+        assert 0 <= row["val_accuracy"] <= 1
+        assert 0 < row["alpha_entropy"] <= math.log(8) + 1e-6
+        assert row["peak_memory_bytes"] > 2**20
+        assert row["seconds"] > 0
+    for epoch in (1, 2):
+        text = (result.out / "genotypes" / f"epoch-{epoch:03d}.json").read_text()
+        genotype = Genotype.parse(text)
+        assert str(genotype) == rows[epoch - 1]["genotype"]
+        assert rows[epoch - 1]["skip_share"] == genotype.skip_share()
+    assert Genotype.parse((result.out / "genotype.json").read_text()) == result.genotype
+
+
+def test_a_search_learns(tiny):
+    """After a few epochs on real digits the training loss is well below chance, log 10."""
+    result = tiny(method="first-order", images=600, batch_size=16, channels=4, epochs=3, inner_steps=1)
+    assert result.metrics[-1]["train_loss"] < 0.8 * math.log(10)
+    assert result.metrics[-1]["val_accuracy"] > 0.3
+
+
+def test_two_runs_of_one_seed_are_the_same_to_the_bit(tiny, tmp_path):
+    a, b = tiny(), tiny(out=tmp_path / "again")
+    assert same(a, b)
+    assert not same(a, tiny(out=tmp_path / "other", seed=1))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
+    whole = tiny(out=tmp_path / "whole", epochs=3)
+    from fastnas.search import loop
+
+    epoch = loop.Search.epoch
+
+    def interrupted(self, number, bar):
+        if number == 3:
+            raise KeyboardInterrupt
+        return epoch(self, number, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Search, "epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"--resume .*part"):
+            tiny(out=tmp_path / "part", epochs=3)
+    # A stop between a row and its checkpoint leaves a row too many; a stop in the middle leaves half a row.
+    with (tmp_path / "part" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "train_loss": 1.0}\n{"epo')
+    torch.manual_seed(123)
+    part = fastnas.search(resume=tmp_path / "part")
+    assert same(whole, part)
+    assert part.genotype == whole.genotype
+    volatile = {"seconds", "images_per_second", "peak_memory_bytes"}
+    for a, b in zip(whole.metrics, part.metrics, strict=True):
+        assert {k: v for k, v in a.items() if k not in volatile} == {
+            k: v for k, v in b.items() if k not in volatile
+        }
+    assert len((tmp_path / "part" / "metrics.jsonl").read_text().splitlines()) == 3
+    # Resuming a finished run changes nothing.
+    assert same(fastnas.search(resume=tmp_path / "part"), whole)
+
+
+def test_resuming_before_the_first_checkpoint_starts_over(tiny, tmp_path):
+    whole = tiny()
+    (whole.out / "checkpoint.safetensors").unlink()
+    assert same(fastnas.search(resume=whole.out), whole)
+
+
+def test_mistakes_leave_nothing_behind(tiny, tmp_path):
+    out = tmp_path / "run"
+    for options, sentence in [
+        ({"batch_size": 65}, "batch size 65 is larger than"),
+        ({"inner_steps": 5}, "--inner-steps 5 is more than the 4 batches"),
+        ({"dataset": "cifar10", "data": tmp_path / "absent"}, "absent"),
+        ({"dataset": "cifar10"}, "--data"),
+        ({"device": "tpu"}, "unknown --device 'tpu'"),
+        ({"device": "meta"}, "only cpu and cuda"),
+        ({"device": "cuda:99"}, "--device cuda:99"),
+        ({"channels": 3}, "channels must be even"),
+    ]:
+        with pytest.raises(FastnasError, match=sentence):
+            tiny(**options)
+        assert not out.exists()
+
+
+def test_a_folder_that_is_taken_is_refused_untouched(tiny, tmp_path):
+    result = tiny(epochs=1)
+    before = {file: file.read_bytes() for file in result.out.rglob("*") if file.is_file()}
+    with pytest.raises(FastnasError, match=r"already holds a run: .* --resume"):
+        tiny()
+    assert before == {file: file.read_bytes() for file in result.out.rglob("*") if file.is_file()}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(FastnasError, match="is not empty"):
+        tiny(out=tmp_path / "other")
+    with pytest.raises(FastnasError, match="is a file"):
+        tiny(out=tmp_path / "other" / "thesis.tex")
+
+
+def test_resume_refuses_what_is_not_this_run(tiny, tmp_path):
+    result = tiny(epochs=1)
+    with pytest.raises(FastnasError, match="another configuration: it differs in channels, seed"):
+        fastnas.search(resume=result.out, channels=4, seed=3)
+    with pytest.raises(FastnasError, match="no run to resume"):
+        fastnas.search(resume=tmp_path / "absent")
+    with pytest.raises(FastnasError, match="leave out --out"):
+        fastnas.search(resume=result.out, out=tmp_path / "elsewhere")
+    other = tiny(out=tmp_path / "other", epochs=1, seed=5)
+    shutil.copy(other.out / "checkpoint.safetensors", result.out / "checkpoint.safetensors")
+    with pytest.raises(FastnasError, match=r"checkpoint.safetensors is of another configuration: .* seed"):
+        fastnas.search(resume=result.out)
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "text", "flipped header"])
+def test_a_damaged_checkpoint_is_one_sentence(tiny, damage):
+    result = tiny(epochs=1)
+    file = result.out / "checkpoint.safetensors"
+    content = file.read_bytes()
+    damaged = {
+        "empty": b"",
+        "half": content[: len(content) // 2],
+        "text": b"not a checkpoint at all",
+        "flipped header": bytes([content[0] ^ 255]) + content[1:],
+    }[damage]
+    file.write_bytes(damaged)
+    with pytest.raises(FastnasError, match="cannot be read") as caught:
+        fastnas.search(resume=result.out)
+    assert "\n" not in str(caught.value)
+    assert file.read_bytes() == damaged
+
+
+def test_a_damaged_configuration_is_one_sentence(tiny):
+    result = tiny(epochs=1)
+    (result.out / "config.json").write_text('{"config": ')
+    with pytest.raises(FastnasError, match="no readable configuration"):
+        fastnas.search(resume=result.out)
+
+
+def test_a_loss_that_is_not_finite_stops_the_search(tiny):
+    with pytest.raises(FastnasError, match=r"epoch 1: train_loss became (nan|inf)"):
+        tiny(learning_rate=1e30, learning_rate_min=0.0)
+
+
+def test_the_learning_rate_is_the_scheduled_one_of_the_epoch():
+    """As torch's cosine schedule gives it, stepped after every epoch."""
+    config = OptimiserConfig(epochs=7)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 7, eta_min=config.learning_rate_min)
+    for epoch in range(1, 8):
+        assert learning_rate(config, epoch) == pytest.approx(scheduler.get_last_lr()[0])
+        optimiser.step()
+        scheduler.step()
+
+
+def test_the_backends_find_the_same_cells_in_float64(tiny, tmp_path):
+    a = tiny(dtype="float64", backend="fused")
+    b = tiny(dtype="float64", backend="reference", out=tmp_path / "reference")
+    assert a.genotype == b.genotype
+    for name in a.alphas:
+        torch.testing.assert_close(a.alphas[name], b.alphas[name])
+
+
+def test_an_npz_and_an_image_folder_are_searched(tiny, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (24, 12, 12, 3), dtype=np.uint8)
+    labels = np.arange(24) % 3
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "folder" / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    small = {"images": None, "batch_size": 4, "epochs": 1}
+    for dataset, path in (("npz", "images.npz"), ("folder", "folder")):
+        result = tiny(dataset=dataset, data=tmp_path / path, out=tmp_path / f"run-{dataset}", **small)
+        assert len(result.metrics) == 1

@@ -1,0 +1,94 @@
+"""One search step: the optimisers' arithmetic, and the order in which a method moves weights and alpha."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastnas.bilevel import METHODS, InnerSettings
+from fastnas.search import SearchStep
+from fastnas.spaces import make_space
+from fastnas.supernet import SupernetProblem, build_supernet, gradients
+
+LR, MOMENTUM, DECAY = 0.1, 0.9, 3e-4
+SETTINGS = InnerSettings(learning_rate=LR, momentum=MOMENTUM, weight_decay=DECAY)
+
+
+def search_step(method="first-order", **options):
+    torch.manual_seed(0)
+    net = build_supernet(make_space("nasbench201", channels=4, layers=1), dtype=torch.float64)
+    return SearchStep(net, METHODS[method], SETTINGS, **options)
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 10, (4,), generator=generator)
+
+
+def gradient(net, part, pair):
+    with net.frozen_statistics():
+        return gradients(F.cross_entropy(net(pair[0]), pair[1]), part)[0]
+
+
+def test_weight_steps_are_sgd_with_momentum_decay_and_clipping():
+    step = search_step(grad_clip=0.5)
+    net, buffer = step.net, 0
+    for i in range(3):
+        w = net.weights.flat.clone()
+        g = gradient(net, net.weights, batch(i))
+        g = g * min(1.0, 0.5 / (g.norm() + 1e-6).item())
+        buffer = MOMENTUM * buffer + g + DECAY * w
+        step.weight_step(batch(i), LR)
+        torch.testing.assert_close(net.weights.flat, w - LR * buffer)
+
+
+def test_the_alpha_step_is_adam_with_darts_betas():
+    step = search_step(arch_learning_rate=3e-4, arch_weight_decay=1e-3)
+    alpha = step.net.alphas.flat
+    expected = torch.nn.Parameter(alpha.clone())
+    adam = torch.optim.Adam([expected], lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+    for i in range(3):
+        expected.grad = gradient(step.net, step.net.alphas, batch(10 + i))
+        norm = step.alpha_step(batch(i), batch(10 + i), LR)
+        torch.testing.assert_close(norm, expected.grad.norm())
+        adam.step()
+        torch.testing.assert_close(alpha, expected.detach())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
+    """The hypergradient is taken at the weights, and on the training batch, that the method's authors take."""
+    step, train, val = search_step(method), [batch(1), batch(2)], batch(3)
+    net, seen = step.net, []
+    inner = step.hypergradient
+    step.hypergradient = lambda *a: (seen.append((net.weights.flat.clone(), a[0])), inner(*a))[1]
+    start = net.weights.flat.clone()
+    report = step(train, val, LR)
+    (at, on) = seen[0]
+    late = METHODS[method].after_inner_steps
+    assert late == (method in ("idarts", "t1-t2"))
+    assert torch.equal(at, net.weights.flat if late else start)
+    assert on is train[-1 if late else 0]
+    assert not torch.equal(start, net.weights.flat)
+    assert report.losses.shape == (2,)
+    assert 0 <= report.correct <= 8
+
+
+def test_darts_sees_the_momentum_buffer_and_the_rate_of_the_step():
+    step = search_step("darts")
+    step.weight_step(batch(0), LR)
+    buffer = step.weight_optimiser.state[step.net.weights.flat]["momentum_buffer"]
+    settings = InnerSettings(0.05, MOMENTUM, DECAY, momentum_buffer=buffer)
+    problem = SupernetProblem(step.net, batch(1), batch(2))
+    expected = METHODS["darts"].hypergradient(problem, settings)
+    assert torch.equal(step.hypergradient(batch(1), batch(2), 0.05), expected)
+    without = METHODS["darts"].hypergradient(problem, InnerSettings(0.05, MOMENTUM, DECAY))
+    assert not torch.allclose(expected, without)
+
+
+def test_gamma_defaults_to_the_current_learning_rate():
+    step, pair = search_step("idarts"), (batch(1), batch(2))
+    a, b = step.hypergradient(*pair, 0.05), step.hypergradient(*pair, 0.01)
+    assert not torch.allclose(a, b)
+    step.settings = InnerSettings(learning_rate=LR, gamma=0.05)
+    assert torch.equal(step.hypergradient(*pair, 0.01), a)
