@@ -1,0 +1,24 @@
+"""Data sets, their two halves, and batches that are augmented on the device where the images lie.
+
+```
+load_dataset -> Dataset -> split -> channel_statistics -> Batches
+```
+
+Images stay uint8 until they are in a batch, and nothing that is read from a file can run code.
+"""
+
+from fastnas.data.augment import Augment, default_augment
+from fastnas.data.batches import Batches, channel_statistics
+from fastnas.data.dataset import Dataset, split
+from fastnas.data.load import DATASETS, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "Augment",
+    "Batches",
+    "Dataset",
+    "channel_statistics",
+    "default_augment",
+    "load_dataset",
+    "split",
+]
