@@ -1,0 +1,65 @@
+"""Checks of what the user passes, in one place: each names the function and the argument."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+from fastnas.errors import FastnasError
+
+
+def _is_finite_number(value: object) -> bool:
+    # A tensor is no Real on purpose: reading its value would stop the host until the device is done.
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def positive(where: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number > 0."""
+    if not (_is_finite_number(value) and value > 0):  # type: ignore[operator]
+        raise FastnasError(f"{where}: {name} must be a finite number > 0, got {value!r}")
+
+
+def not_negative(where: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number >= 0."""
+    if not (_is_finite_number(value) and value >= 0):  # type: ignore[operator]
+        raise FastnasError(f"{where}: {name} must be a finite number >= 0, got {value!r}")
+
+
+def momentum_factor(where: str, value: object) -> None:
+    """Raise unless ``value`` is a momentum factor, a number in [0, 1)."""
+    if not (_is_finite_number(value) and 0 <= value < 1):  # type: ignore[operator]
+        raise FastnasError(f"{where}: momentum must be a number in [0, 1), got {value!r}")
+
+
+def count(where: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is an integer >= 0."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+        raise FastnasError(f"{where}: {name} must be an integer >= 0, got {value!r}")
+
+
+def like_w(where: str, name: str, value: object, w: Tensor) -> None:
+    """Raise unless ``value`` is a vector of ``w``'s shape, dtype and device."""
+    wanted = f"a tensor like w: shape {tuple(w.shape)}, {w.dtype}, on {w.device}"
+    if not isinstance(value, Tensor):
+        raise FastnasError(f"{where}: {name} must be {wanted}; got {type(value).__name__}")
+    if value.shape != w.shape or value.dtype != w.dtype or value.device != w.device:
+        got = f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+        raise FastnasError(f"{where}: {name} must be {wanted}; got {got}")
+
+
+def flat_vector(where: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is one float32 or float64 vector.
+
+    bfloat16 and float16 are refused: the differences move each weight by far less than their spacing.
+    """
+    if not isinstance(value, Tensor):
+        raise FastnasError(f"{where}: {name} must be a tensor, got {type(value).__name__}")
+    if value.dim() != 1:
+        raise FastnasError(
+            f"{where}: {name} must be one flat vector, got shape {tuple(value.shape)}; flatten it first"
+        )
+    if value.dtype not in (torch.float32, torch.float64):
+        raise FastnasError(f"{where}: {name} must be float32 or float64, got {value.dtype}")

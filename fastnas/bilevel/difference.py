@@ -1,0 +1,116 @@
+"""Second-order products by central differences of the first-order oracles.
+
+Both products move w along u by eps = radius/|u|, the rule of Liu et al. 2019 (section 2.3), so each costs
+two gradients and no graph of second order. On a smooth loss the error is O(radius^2). ReLU and
+max-pooling are not smooth: there the difference also measures the switches that the step crosses, and a
+smaller radius does not bring it closer to the exact second derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastnas.bilevel import _arguments as check
+from fastnas.bilevel.problem import BilevelProblem, restored
+from fastnas.errors import FastnasError
+
+
+def hessian_vector_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
+    """H u, the Hessian of the training loss times a vector, by central differences.
+
+        H u ~ [dL1/dw(w + eps u) - dL1/dw(w - eps u)] / (2 eps),    eps = radius/|u|
+
+    The difference of Liu et al. 2019, eq. 8, taken of dL1/dw, as Bi et al. 2019 and Zhang et al. 2021 do.
+    Two gradients. Vectors of P numbers live at most, beside w: 4 (u, the saved w, two gradients).
+    Nothing waits for the device: eps stays on it.
+
+    Args:
+        problem: the oracles; ``w`` is left bit-identical, also if an oracle raises.
+        u: shape (P,), dtype and device of w; not written. u = 0 gives exactly 0.
+        radius: length of the step, |eps u|, in the units of w; > 0.
+
+    Returns:
+        H u, shape (P,), the caller's own.
+
+    Raises:
+        FastnasError: u is not like w, w is not float32 or float64, radius is not a number > 0, or
+            an oracle hands out one buffer twice.
+
+    Example:
+        >>> from fastnas.bilevel import FunctionProblem
+        >>> problem = FunctionProblem(lambda w, a: (w**3).sum(), lambda w, a: w.sum() + a.sum(),
+        ...                           torch.tensor([1.0, 2.0]).double(), torch.tensor([0.0]).double())
+        >>> hessian_vector_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
+        tensor([ 6., 12.], dtype=torch.float64)
+    """
+    return _central_difference("hessian_vector_product", problem, problem.train_grad_w, u, radius)
+
+
+def mixed_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
+    """d2L1/dalpha dw . u, the mixed second derivative of the training loss times a vector.
+
+        d2L1/dalpha dw . u ~ [dL1/dalpha(w + eps u) - dL1/dalpha(w - eps u)] / (2 eps),    eps = radius/|u|
+
+    (Liu et al. 2019, eq. 8.) Two gradients. Vectors of P numbers live at most, beside w and what the
+    oracle needs inside: 2 (u, the saved w). Nothing waits for the device: eps stays on it.
+
+    Args:
+        problem: the oracles; ``w`` is left bit-identical, also if an oracle raises.
+        u: shape (P,), dtype and device of w; not written. u = 0 gives exactly 0.
+        radius: length of the step, |eps u|, in the units of w; > 0.
+
+    Returns:
+        The product, shape (H,), the caller's own.
+
+    Raises:
+        FastnasError: u is not like w, w is not float32 or float64, radius is not a number > 0, or
+            an oracle hands out one buffer twice.
+
+    Example:
+        >>> from fastnas.bilevel import FunctionProblem
+        >>> problem = FunctionProblem(lambda w, a: a[0] * (w**2).sum(), lambda w, a: w.sum() + a.sum(),
+        ...                           torch.tensor([1.0, 2.0]).double(), torch.tensor([0.0]).double())
+        >>> mixed_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
+        tensor([6.], dtype=torch.float64)
+    """
+    return _central_difference("mixed_product", problem, problem.train_grad_alpha, u, radius)
+
+
+def _central_difference(
+    where: str, problem: BilevelProblem, gradient: Callable[[], Tensor], u: Tensor, radius: float
+) -> Tensor:
+    check.flat_vector(where, "w", problem.w)
+    check.like_w(where, "u", u, problem.w)
+    check.positive(where, "radius", radius)
+    with torch.no_grad():
+        norm = torch.linalg.vector_norm(u)
+        # |u| = 0 makes radius/|u| infinite: take no step then.
+        eps = torch.nan_to_num(radius / norm, posinf=0.0)
+    with restored(problem) as saved:
+        if _same_memory(u, problem.w):
+            u = u.clone()  # the caller asks for the product with w itself, which is about to move
+        _displace(problem.w, saved, u, eps, 1)
+        ahead = gradient()
+        _displace(problem.w, saved, u, eps, -1)
+        behind = gradient()
+    if _same_memory(ahead, behind):
+        raise FastnasError(
+            f"{where}: the oracle returned the same memory twice, so the difference would be 0; "
+            "a gradient must be the caller's own, never written by a later call"
+        )
+    # 1/(2 eps) written as |u|/(2 radius): 0 for u = 0, and NaN where u has one.
+    return ahead.sub_(behind).mul_(norm / (2 * radius))
+
+
+@torch.no_grad()
+def _displace(w: Tensor, saved: Tensor, u: Tensor, eps: Tensor, sign: int) -> None:
+    """w <- saved + sign eps u, in one pass, with eps read on the device."""
+    torch.addcmul(saved, u, eps, value=sign, out=w)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    # Compared by address, on the host; tensors without memory (empty, meta) have address 0.
+    return a.data_ptr() == b.data_ptr() != 0

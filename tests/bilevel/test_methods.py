@@ -1,0 +1,177 @@
+"""The registry, what it passes on, and what every estimator says to a wrong argument."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastnas.bilevel import (
+    METHODS,
+    InnerSettings,
+    amended,
+    darts,
+    first_order,
+    idarts,
+    inner_steps,
+    method,
+    t1_t2,
+)
+from fastnas.errors import FastnasError
+from tests.bilevel.problems import Counted, QuadraticProblem
+
+BUFFER = torch.linspace(-1, 1, 4, dtype=torch.float64)
+SETTINGS = InnerSettings(
+    learning_rate=0.2,
+    momentum=0.9,
+    weight_decay=0.1,
+    momentum_buffer=BUFFER,
+    eta=0.3,
+    gamma=0.15,
+    neumann_terms=3,
+    radius=0.5,
+)
+
+
+def curved():
+    return QuadraticProblem(torch.tensor([0.5, 1.0, 2.0, 4.0]), curvature=0.2)
+
+
+def test_public_names_in_order():
+    assert list(METHODS) == ["first-order", "darts", "amended", "idarts", "t1-t2"]
+    assert all(entry.name == name for name, entry in METHODS.items())
+    assert all(entry.summary and "\n" not in entry.summary for entry in METHODS.values())
+    assert [name for name, entry in METHODS.items() if entry.after_inner_steps] == ["idarts", "t1-t2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "direct_call"),
+    [
+        ("first-order", first_order),
+        (
+            "darts",
+            lambda p: darts(
+                p, learning_rate=0.2, momentum=0.9, momentum_buffer=BUFFER, weight_decay=0.1, radius=0.5
+            ),
+        ),
+        ("amended", lambda p: amended(p, eta=0.3, radius=0.5)),
+        ("idarts", lambda p: idarts(p, gamma=0.15, neumann_terms=3, radius=0.5)),
+        ("t1-t2", lambda p: t1_t2(p, radius=0.5)),
+    ],
+)
+def test_hypergradient_passes_its_settings_on(name, direct_call):
+    # To the bit, the radius included: another radius rounds otherwise.
+    assert torch.equal(METHODS[name].hypergradient(curved(), SETTINGS), direct_call(curved()))
+
+
+def test_gamma_is_the_learning_rate_unless_given():
+    settings = dataclasses.replace(SETTINGS, gamma=None)
+    wanted = idarts(curved(), gamma=0.2, neumann_terms=3, radius=0.5)
+    assert torch.equal(METHODS["idarts"].hypergradient(curved(), settings), wanted)
+
+
+def test_defaults_are_the_papers():
+    settings = InnerSettings(learning_rate=0.1)
+    assert (settings.eta, settings.neumann_terms, settings.radius, settings.gamma) == (0.1, 2, 0.01, None)
+    assert (settings.momentum, settings.weight_decay, settings.momentum_buffer) == (0, 0, None)
+    for call, name in ((amended, "amended"), (t1_t2, "t1-t2")):
+        assert torch.equal(METHODS[name].hypergradient(curved(), settings), call(curved()))
+
+
+def test_settings_compare_and_print_without_their_buffer():
+    assert dataclasses.replace(SETTINGS, momentum_buffer=None) == SETTINGS
+    assert "buffer" not in repr(SETTINGS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SETTINGS.eta = 1.0
+
+
+def test_method_looks_up():
+    assert method("amended") is METHODS["amended"]
+
+
+@pytest.mark.parametrize("name", ["DARTS", "", None])
+def test_unknown_method(name):
+    with pytest.raises(FastnasError) as raised:
+        method(name)
+    assert str(raised.value) == (
+        f"unknown hypergradient method {name!r}: choose one of first-order, darts, amended, idarts, t1-t2"
+    )
+
+
+POSITIVE = "must be a finite number > 0"
+NOT_NEGATIVE = "must be a finite number >= 0"
+LIKE_W = "must be a tensor like w: shape (4,), torch.float64, on cpu"
+NAN, INFINITY = float("nan"), float("inf")
+STEP_ERRORS = [
+    ("learning_rate", -0.1, NOT_NEGATIVE),
+    ("learning_rate", NAN, NOT_NEGATIVE),
+    ("learning_rate", torch.tensor(0.1), NOT_NEGATIVE),
+    ("momentum", -0.1, "must be a number in [0, 1)"),
+    ("momentum", 1.0, "must be a number in [0, 1)"),
+    ("momentum", NAN, "must be a number in [0, 1)"),
+    ("weight_decay", -1e-9, NOT_NEGATIVE),
+    ("weight_decay", INFINITY, NOT_NEGATIVE),
+]
+RADIUS_ERRORS = [("radius", 0, POSITIVE), ("radius", -1.0, POSITIVE), ("radius", NAN, POSITIVE)]
+COUNT_ERRORS = [
+    (-1, "must be an integer >= 0"),
+    (1.5, "must be an integer >= 0"),
+    (True, "must be an integer >= 0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "where", "name", "value", "message"),
+    [
+        *((darts, {"learning_rate": 0.1}, "darts", *error) for error in STEP_ERRORS + RADIUS_ERRORS),
+        *((inner_steps, {"steps": 1, "learning_rate": 0.1}, "inner_steps", *error) for error in STEP_ERRORS),
+        *((inner_steps, {"learning_rate": 0.1}, "inner_steps", "steps", *error) for error in COUNT_ERRORS),
+        *((amended, {}, "amended", *error) for error in RADIUS_ERRORS),
+        (amended, {}, "amended", "eta", -0.1, NOT_NEGATIVE),
+        (amended, {}, "amended", "eta", None, NOT_NEGATIVE),
+        *((idarts, {"gamma": 0.1}, "idarts", *error) for error in RADIUS_ERRORS),
+        *((idarts, {}, "idarts", "gamma", value, POSITIVE) for value in (0, 0.0, -0.1, NAN, INFINITY, "0.1")),
+        *((idarts, {"gamma": 0.1}, "idarts", "neumann_terms", *error) for error in COUNT_ERRORS),
+        *((t1_t2, {}, "t1-t2", *error) for error in RADIUS_ERRORS),
+    ],
+)
+def test_wrong_arguments(function, arguments, where, name, value, message):
+    problem = Counted(curved())
+    before = problem.w.clone()
+    with pytest.raises(FastnasError) as raised:
+        function(problem, **(arguments | {name: value}))
+    assert str(raised.value) == f"{where}: {name} {message}, got {value!r}"
+    assert problem.calls == []
+    assert torch.equal(problem.w, before)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "got"),
+    [
+        (torch.zeros(1).double(), "shape (1,), torch.float64, on cpu"),
+        (torch.zeros(4), "shape (4,), torch.float32, on cpu"),
+        ([0.0] * 4, "list"),
+    ],
+)
+@pytest.mark.parametrize(("function", "arguments"), [(darts, {}), (inner_steps, {"steps": 1})])
+def test_wrong_momentum_buffer(function, arguments, buffer, got):
+    problem = Counted(curved())
+    with pytest.raises(FastnasError) as raised:
+        function(problem, learning_rate=0.1, momentum=0.9, momentum_buffer=buffer, **arguments)
+    assert str(raised.value) == f"{function.__name__}: momentum_buffer {LIKE_W}; got {got}"
+    assert problem.calls == []
+
+
+@pytest.mark.parametrize(("function", "arguments"), [(darts, {}), (inner_steps, {"steps": 1})])
+def test_weights_that_are_not_flat(function, arguments):
+    problem = curved()
+    problem.w = problem.w.view(2, 2)
+    with pytest.raises(
+        FastnasError, match=rf"{function.__name__}: w must be one flat vector, got shape \(2, 2\)"
+    ):
+        function(problem, learning_rate=0.1, **arguments)
+
+
+def test_integers_and_numpy_numbers_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    got = idarts(curved(), gamma=numpy.float64(0.25), neumann_terms=numpy.int64(1), radius=1)
+    assert torch.equal(got, idarts(curved(), gamma=0.25, neumann_terms=1, radius=1.0))
