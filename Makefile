@@ -6,7 +6,7 @@ SHELL  := /bin/bash
 VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
-CPP    := $(filter %.h %.cpp %.cu %.cuh,$(NATIVE))
+CPP    := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
 .PHONY: install search test bench lint format clean
 

@@ -1,0 +1,87 @@
+// Runs CUDA kernels on the CPU, for tests of the device code on machines without a GPU: the source is
+// compiled by the host's C++ compiler with this folder in place of the toolkit's headers. Blocks run one
+// after the other; a block's threads are fibers that change over at __syncthreads, so barriers mean what they
+// mean on a GPU. What it cannot show: races between blocks or inside a warp, and anything about speed.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cstdint>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __shared__ static
+#define FASTNAS_LAUNCH(kernel, blocks, threads, stream, ...) \
+  ((void)(stream), cuda_on_host::launch(blocks, threads, [&] { (kernel)(__VA_ARGS__); }))
+
+using cudaError_t = int;
+using cudaStream_t = void*;
+inline constexpr cudaError_t cudaSuccess = 0;
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx, blockIdx, gridDim, blockDim;
+
+namespace cuda_on_host {
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(64 << 10);
+  bool done = false;
+};
+
+inline ucontext_t scheduler;
+inline Fiber* running = nullptr;
+inline void (*body)(const void*);
+inline const void* body_argument;
+
+inline void enter() {
+  body(body_argument);
+  running->done = true;
+}
+
+template <class Body>
+void run_block(unsigned threads, const Body& run) {
+  body = [](const void* argument) { (*static_cast<const Body*>(argument))(); };
+  body_argument = &run;
+  std::vector<Fiber> fibers(threads);
+  for (Fiber& fiber : fibers) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+    fiber.context.uc_stack.ss_size = fiber.stack.size();
+    fiber.context.uc_link = &scheduler;
+    makecontext(&fiber.context, enter, 0);
+  }
+  for (bool any = true; any;) {  // each round takes every thread to its next barrier or its end
+    any = false;
+    for (unsigned t = 0; t < threads; ++t) {
+      if (fibers[t].done) continue;
+      any = true;
+      running = &fibers[t];
+      threadIdx = dim3(t);
+      swapcontext(&scheduler, &fibers[t].context);
+    }
+  }
+}
+
+template <class Body>
+void launch(dim3 blocks, unsigned threads, const Body& run) {
+  gridDim = blocks;
+  blockDim = dim3(threads);
+  for (unsigned z = 0; z < blocks.z; ++z)
+    for (unsigned y = 0; y < blocks.y; ++y)
+      for (unsigned x = 0; x < blocks.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        run_block(threads, run);
+      }
+}
+
+}  // namespace cuda_on_host
+
+inline void __syncthreads() { swapcontext(&cuda_on_host::running->context, &cuda_on_host::scheduler); }
