@@ -1,0 +1,147 @@
+"""How this project measures: alternating wall times, peak memory, and where a figure was taken."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+
+Function = Callable[[], object]
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait for the device; nothing to do on a CPU."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def alternate(
+    functions: Mapping[str, Function], rounds: int, warmup: int, device: torch.device | str = "cpu"
+) -> dict[str, list[float]]:
+    """Time functions in turn, A B A B: a machine that slows down slows all of them.
+
+    Args:
+        functions: what to time, by name.
+        rounds: timed calls of each.
+        warmup: untimed calls of each before that.
+        device: the device to wait for before the clock is read.
+
+    Returns:
+        Wall times in seconds, by name, in the order of the rounds.
+
+    >>> times = alternate({"a": lambda: None, "b": lambda: None}, rounds=3, warmup=1)
+    >>> [len(times[name]) for name in ("a", "b")]
+    [3, 3]
+    """
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(warmup + rounds):
+        for name, function in functions.items():
+            synchronize(device)
+            start = time.perf_counter()
+            function()
+            synchronize(device)
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """The median and the 20th and 80th percentiles (linear between measurements).
+
+    >>> spread([3.0, 1.0, 2.0, 5.0, 4.0, 6.0])
+    {'median': 3.5, 'p20': 2.0, 'p80': 5.0}
+    """
+    if len(times) == 1:
+        return {"median": times[0], "p20": times[0], "p80": times[0]}
+    cuts = quantiles(times, n=5, method="inclusive")
+    return {"median": median(times), "p20": cuts[0], "p80": cuts[3]}
+
+
+def peak_bytes(function: Function, device: torch.device | str = "cpu") -> int:
+    """The most that torch's allocator held during one call, above what it held at its start.
+
+    On a GPU ``torch.cuda.max_memory_allocated``; measure a function that replays a CUDA graph at its first
+    call, which captures: a replay allocates nothing. On a CPU the running sum of the profiler's memory
+    events, one for every tensor storage allocated or freed. Two things are not seen: memory that bypasses
+    torch's allocator (a library's own scratch), on either device, and on a CPU that the call frees what was
+    there before it.
+
+    >>> peak_bytes(lambda: torch.zeros(1 << 20))
+    4194304
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        synchronize(device)
+        start = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - start
+    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
+        function()
+    assert profiler.kineto_results is not None
+    # The events as kineto recorded them: profiler.events() would first build a tree of all operators.
+    memory = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+    ]
+    held = peak = 0
+    for _, size in sorted(memory, key=lambda event: event[0]):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def device_name(device: torch.device | str) -> str:
+    """The GPU's or the processor's name."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if match:
+            return match[1]
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the sources, with ``+changes`` where files differ from it; None outside git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=here, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, str | int | None]:
+    """Where and with what a figure was taken: goes beside every result that is kept.
+
+    >>> sorted(environment())
+    ['commit', 'date', 'device', 'fastnas', 'python', 'threads', 'torch']
+    """
+    from fastnas._version import __version__
+
+    return {
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "fastnas": __version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
