@@ -12,7 +12,7 @@ from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
 from fastnas.ops import mixed_sum
 from fastnas.ops.mixed_sum import _mixed_sum_ref
-from tests.ops.accuracy import assert_as_accurate, wide
+from tests.ops.accuracy import Exact, assert_as_accurate, wide
 
 OPS = torch.ops.fastnas
 # branch dtype and weight dtype
@@ -45,9 +45,11 @@ def value_and_grads(function, weights, branches, grad):
 
 def exact_value_and_grads(weights, branches, grad):
     """The same by the formulas, in longdouble."""
-    w, x, g = wide(weights), [wide(branch) for branch in branches], wide(grad)
-    out = sum((w_k * x_k for w_k, x_k in zip(w, x, strict=True)), np.zeros_like(g))
-    return [out, np.array([(g * x_k).sum() for x_k in x]), *(np.asarray(w_k * g) for w_k in w)]
+    w, x, g = wide(weights), np.stack([wide(branch) for branch in branches]), wide(grad)
+    every = tuple(range(1, x.ndim))
+    out = Exact(w.reshape(-1, *[1] * g.ndim) * x, axis=0)
+    weights_grad = Exact(g * x, axis=every)
+    return [out, weights_grad, *(Exact(np.asarray(w_k * g), axis=()) for w_k in w)]
 
 
 def check_accuracy(weights, branches, grad):
