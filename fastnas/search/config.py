@@ -83,7 +83,7 @@ class OptimiserConfig:
     """Steps of the weights (SGD) and of alpha (Adam)."""
 
     epochs: int | None = None
-    """Passes over the weights' split; None: 50, or 10 for digits."""
+    """Passes over the weights' split; None: 50, or 6 for digits."""
     learning_rate: float = 0.025
     """Of the weights, at the start of the cosine schedule."""
     learning_rate_min: float = 0.001
@@ -169,7 +169,7 @@ class SearchConfig:
             "channels": 4 if small else found.channels,
             "layers": (3 if darts else 1) if small else found.layers,
             "inner_steps": 4 if options["method"] == "idarts" else 1,
-            "epochs": 10 if small else 50,
+            "epochs": 6 if small else 50,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
         }

@@ -1,5 +1,7 @@
 """The executors: what they compute, that they agree, that a hypergradient leaves no trace."""
 
+from statistics import median
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,19 +38,25 @@ def test_any_image_size(space, side):
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_fused_executor_agrees_with_the_reference(space, dtype):
-    """Its error against float64 is at most twice plain PyTorch's, scaled to the precision from float32's."""
-    exact, (images, labels) = supernet(space), batch()
-    truth = gradients(F.cross_entropy(exact(images), labels), exact.weights, exact.alphas)
+    """Its error is at most twice plain PyTorch's, in the median of seven draws, scaled to the precision.
 
-    def errors(backend, dtype):
-        net = supernet(space, backend, dtype)
-        found = gradients(F.cross_entropy(net(images.to(dtype)), labels), net.weights, net.alphas)
-        return [((f - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True)]
+    One draw says little: the error of either side varies tenfold with the weights.
+    """
+    fused, plain = [], []
+    for seed in range(7):
+        images, labels = batch(seed=seed)
 
+        def run(backend, dtype, seed=seed, images=images, labels=labels):
+            net = supernet(space, backend, dtype, seed)
+            return gradients(F.cross_entropy(net(images.to(dtype)), labels), net.weights, net.alphas)
+
+        truth = run("reference", torch.float64)
+        for errors, found in ((fused, run("fused", dtype)), (plain, run("reference", torch.float32))):
+            errors.append([((f - t).norm() / t.norm()).item() for f, t in zip(found, truth, strict=True)])
     scale = torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-    vanilla = errors("reference", torch.float32)
-    for fused, reference in zip(errors("fused", dtype), vanilla, strict=True):
-        assert fused <= 2 * scale * reference
+    for part in range(2):  # weights, alpha
+        ours, theirs = (median(error[part] for error in errors) for errors in (fused, plain))
+        assert ours <= 2 * scale * theirs
 
 
 def test_a_node_is_the_softmax_weighted_sum_of_its_branches():
