@@ -1,4 +1,4 @@
-"""The fused executor: channels last, each node's weighted sum as one op; the remaining stages follow."""
+"""The fused executor: each node's weighted sum as one op; the remaining stages follow."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from fastnas.supernet.reference import Supernet
 
 
 class FusedSupernet(Supernet):
-    """:class:`Supernet` with channels as the innermost dimension, and a node's branches summed in one pass."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.contiguous(memory_format=torch.channels_last))
+    """:class:`Supernet` that sums all branches of a node in one pass over them (``fastnas.ops.mixed_sum``)."""
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None:
