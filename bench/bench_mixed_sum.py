@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.measure import peak_bytes, synchronize
 from fastnas.ops import mixed_sum
 from fastnas.ops.mixed_sum import _mixed_sum_ref
 
@@ -68,19 +69,14 @@ def check(case: tuple[int, tuple[int, ...], torch.dtype], device: str) -> None:
 def measure(benchmark: Any, case: tuple[int, tuple[int, ...], torch.dtype], name: str, device: str) -> None:
     check(case, device)
     step = make_step(IMPLEMENTATIONS[name], case, device)
-    peak = None
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        peak = torch.cuda.max_memory_allocated()
 
     def run() -> None:
         step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
 
+    peak = peak_bytes(run, device)
     benchmark.extra_info.update(implementation=name, case=f"{describe(case)} {device}", peak_bytes=peak)
-    benchmark.pedantic(run, warmup_rounds=3, rounds=15)
+    benchmark.pedantic(run, warmup_rounds=5, rounds=60)
 
 
 @pytest.mark.benchmark(group="mixed_sum")
