@@ -121,6 +121,7 @@ class Search:
         )
         self.net = build_supernet(space, backend=network.backend, dtype=self.dtype, device=device)
         self.step = _search_step(self.net, config)
+        self.val_accuracy = ""  # of the epoch before, for the progress bar
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
@@ -146,6 +147,7 @@ class Search:
         # The batch that drop_last leaves out belongs to the epoch, too.
         bar.update(len(self.train.dataset) - seen)
         val_loss, val_accuracy = self._evaluate()
+        self.val_accuracy = f"{100 * val_accuracy:.1f}%"
         seconds = time.perf_counter() - begin
         genotype = self.genotype()
         row: dict[str, Any] = {
@@ -174,7 +176,8 @@ class Search:
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
         # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
         if bar.update(count):
-            bar.set_postfix(loss=f"{loss.item():.3f}", acc=f"{100 * accuracy.item():.1f}%")
+            shown = {"loss": f"{loss.item():.3f}", "acc": f"{100 * accuracy.item():.1f}%"}
+            bar.set_postfix(shown | ({"val acc": self.val_accuracy} if self.val_accuracy else {}))
 
     def _cast(self, batch: Batch) -> Batch:
         return batch[0].to(self.dtype), batch[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastnas.ops import mixed_sum
+from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.supernet.reference import Supernet
 
 

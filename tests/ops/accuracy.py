@@ -9,7 +9,7 @@ ULPS = 4
 
 def wide(tensor: Tensor) -> np.ndarray:
     """The tensor in numpy, in a type that tells its dtype's errors: longdouble for float64, else float64."""
-    exact = tensor.detach().double().numpy()
+    exact = tensor.detach().double().cpu().numpy()
     return exact.astype(np.longdouble) if tensor.dtype == torch.float64 else exact
 
 
