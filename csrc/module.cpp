@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "build_info.h"  // written by setup.py
+#include "cpu/allocator.h"
 #include "cpu/capability.h"
 
 namespace py = pybind11;
@@ -42,4 +43,7 @@ PYBIND11_MODULE(fastnas_C, m) {
         return names;
       },
       "The levels that this CPU can run, lowest first.");
+
+  m.def("keep_freed_memory", &fastnas::cpu::keep_freed_memory,
+        "Keeps freed memory in the process, unless FASTNAS_KEEP_MEMORY=0.");
 }

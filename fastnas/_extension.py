@@ -3,6 +3,9 @@
 Import it before using ``torch.ops.fastnas``. It never touches CUDA.
 """
 
+import sys
+from typing import NoReturn
+
 import torch  # first: the extension finds torch's libraries already loaded
 
 from fastnas._version import __version__
@@ -10,25 +13,37 @@ from fastnas.errors import FastnasError
 
 _BUILD = "run `pip install .` in the source folder"
 
+
+def _refuse(sentence: str, cause: Exception | None = None) -> NoReturn:
+    # While `python -m fastnas.search` is still importing its package, argv[0] is "-m" and no command line of ours
+    # can catch an error yet: say the sentence without a traceback.
+    if sys.argv[:1] == ["-m"]:
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
+    raise FastnasError(sentence) from cause
+
+
 try:
     import fastnas_C
 except ModuleNotFoundError as error:
     if error.name != "fastnas_C":
         raise
-    raise FastnasError(f"fastnas_C, the native extension, is not built; {_BUILD}") from None
+    _refuse(f"fastnas_C, the native extension, is not built; {_BUILD}")
 except ImportError as error:
-    raise FastnasError(
-        f"fastnas_C, the native extension, does not load with torch {torch.__version__} ({error}); {_BUILD}"
-    ) from error
+    _refuse(
+        f"fastnas_C, the native extension, does not load with torch {torch.__version__} ({error}); {_BUILD}",
+        error,
+    )
 
 if fastnas_C.__version__ != __version__:
-    raise FastnasError(
+    _refuse(
         f"fastnas_C was built from fastnas {fastnas_C.__version__}, but fastnas is {__version__}; {_BUILD}"
     )
 
-try:
-    fastnas_C.cpu_capability()  # reads FASTNAS_CPU_CAPABILITY: better refused here than inside the first op
+try:  # environment variables: better refused here than inside the first op
+    fastnas_C.cpu_capability()
+    fastnas_C.keep_freed_memory()
 except ValueError as error:
-    raise FastnasError(str(error)) from None
+    _refuse(str(error))
 
 __all__ = ["fastnas_C"]

@@ -56,6 +56,33 @@ def test_unknown_capability():
     assert done.stdout.strip() == expected
 
 
+def test_freed_memory_is_kept_unless_told_otherwise():
+    """A steady step takes no new pages from the system."""
+    code = """
+import resource, torch
+from fastnas.ops import mixed_sum
+weights = torch.ones(8, requires_grad=True)
+branches = [torch.ones(1 << 20, requires_grad=True) for _ in range(8)]
+faults = []
+for step in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.autograd.grad(mixed_sum(weights, branches), [weights, *branches], torch.ones(1 << 20))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sum(faults[10:]))
+"""
+    assert int(run(code).stdout) < 2000  # 9,000 and more where the allocator is left alone
+    wrong = run(SENTENCE, FASTNAS_KEEP_MEMORY="yes").stdout.strip()
+    assert wrong == "FastnasError: FASTNAS_KEEP_MEMORY must be 0 or 1, got 'yes'"
+
+
+def test_a_command_line_says_it_without_a_traceback():
+    command = [sys.executable, "-m", "fastnas.search"]
+    environment = {**os.environ, "FASTNAS_CPU_CAPABILITY": "sse9"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    expected = "error: FASTNAS_CPU_CAPABILITY must be baseline, avx2 or avx512, got 'sse9'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", expected)
+
+
 def test_build_of_another_version(tmp_path):
     (tmp_path / "fastnas_C.py").write_text("__version__ = '0.0.1'")
     done = run(SENTENCE, tmp_path)
