@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas.bilevel import InnerSettings, method
+from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
@@ -247,6 +248,11 @@ def _device(config: SearchConfig) -> torch.device:
         raise FastnasError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")
+    if device.type == "cuda" and config.network.backend == "fused" and not build_info().cuda:
+        raise FastnasError(
+            f"--device {name}: the extension was built without CUDA; reinstall it by FASTNAS_CUDA=1 pip install ., "
+            "or take --backend reference or --device cpu"
+        )
     return device
 
 

@@ -21,7 +21,8 @@ class SupernetProblem:
 
     Every oracle runs in training mode with the batch's own BatchNorm statistics, leaves the running statistics
     and the random state untouched, and starts from the same random state, so that both sides of a finite
-    difference see the same dropout masks.
+    difference see the same dropout masks. It runs in IEEE float32 (or wider): a difference moves each weight by
+    about 1e-5, which TF32 would round away.
 
     Args:
         net: the supernet; ``w`` and ``alpha`` are its arenas' buffers, live.
@@ -64,7 +65,25 @@ class SupernetProblem:
         mode = self.net.training
         self.net.train()
         try:
-            with torch.random.fork_rng(devices), self.net.frozen_statistics(), torch.enable_grad():
+            with (
+                torch.random.fork_rng(devices),
+                self.net.frozen_statistics(),
+                _without_tf32(),
+                torch.enable_grad(),
+            ):
                 yield self.loss(self.net(images), labels)
         finally:
             self.net.train(mode)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed

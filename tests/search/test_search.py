@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -117,6 +118,16 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         with pytest.raises(FastnasError, match=sentence):
             tiny(**options)
         assert not out.exists()
+
+
+def test_a_gpu_needs_an_extension_with_cuda(tiny, tmp_path, monkeypatch):
+    from fastnas.search import loop
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(loop, "build_info", lambda: SimpleNamespace(cuda=""))
+    with pytest.raises(FastnasError, match="built without CUDA; reinstall it by FASTNAS_CUDA=1"):
+        tiny(device="cuda")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_is_taken_is_refused_untouched(tiny, tmp_path):

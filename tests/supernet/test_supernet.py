@@ -161,6 +161,21 @@ def test_oracles_are_the_gradients_of_the_two_losses():
     assert torch.equal(problem.train_grad_alpha(), expected[1])
 
 
+def test_oracles_run_without_tf32():
+    seen = []
+
+    def loss(logits, labels):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return F.cross_entropy(logits, labels)
+
+    torch.backends.cudnn.allow_tf32 = True
+    problem = SupernetProblem(supernet(), batch(), batch(seed=2), loss)
+    for oracle in (problem.train_grad_w, problem.train_grad_alpha, problem.val_grads):
+        oracle()
+    assert seen == [(False, False)] * 3
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_running_statistics_move_in_weight_passes_only():
     net, (images, _) = supernet(), batch()
     before = net.running.flat.clone()
