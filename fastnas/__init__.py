@@ -1,7 +1,10 @@
 """fastnas: a fast, trustworthy core for differentiable architecture search."""
 
+from fastnas._command import interrupted_quietly
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
-from fastnas.search import SearchResult, search
+
+with interrupted_quietly():  # torch takes seconds to import
+    from fastnas.search import SearchResult, search
 
 __all__ = ["FastnasError", "SearchResult", "__version__", "search"]

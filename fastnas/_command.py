@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastnas.errors import FastnasError
+
+
+@contextmanager
+def interrupted_quietly() -> Iterator[None]:
+    """Ctrl-C while a command line's package is imported ends the process without a traceback."""
+    if sys.argv[:1] != ["-m"]:  # what it is until `python -m fastnas.search` has found its module
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        os.write(2, b"\ninterrupted\n")
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -123,6 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
         description="Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.",
         args=arguments,
     )
+    if config.dot and config.json:
+        raise FastnasError("--dot and --json exclude each other: choose one")
     if config.dot:
         if config.genotype is None:
             raise FastnasError("--dot draws a genotype: name one with --genotype")

@@ -252,7 +252,7 @@ def _check(
     if drop_last and batch_size > len(dataset):
         raise FastnasError(
             f"batch size {batch_size} is larger than the {dataset.part} of {len(dataset)} images: "
-            f"choose a smaller batch or a larger share of the data"
+            f"choose a smaller --batch-size, or more images for this split"
         )
     shorter = min(dataset.size)
     for name in ("crop_padding", "cutout"):

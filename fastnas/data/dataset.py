@@ -135,7 +135,7 @@ def split(
     if limit is not None:
         if not 2 <= limit <= total:
             raise FastnasError(
-                f"limit must lie between 2 and the {total} images of {dataset.name}'s {dataset.part}, got {limit}"
+                f"--images must lie between 2 and the {total} images of {dataset.name}'s {dataset.part}, got {limit}"
             )
         total = limit
     cut = math.floor(train_portion * total)

@@ -73,7 +73,7 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
     except RuntimeError as error:
         raise FastnasError(
             f"{root}: {len(entries)} images of {size[0]} x {size[1]} need {np.prod(shape) / 2**30:.1f} GiB "
-            f"of memory: choose a smaller image_size"
+            f"of memory: choose a smaller --image-size"
         ) from error
 
     def decode(i: int) -> None:
@@ -142,7 +142,7 @@ def _common_size(entries: list[_Entry]) -> tuple[int, int]:
         if entry.size != first.size:
             raise FastnasError(
                 f"{entry.file} is {entry.size[0]} x {entry.size[1]} pixels but {first.file} is "
-                f"{first.size[0]} x {first.size[1]}: give an image_size"
+                f"{first.size[0]} x {first.size[1]}: give an --image-size"
             )
     return first.size
 

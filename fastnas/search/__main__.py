@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         result = run_search(config)
     except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     print(f"\ngenotype: {result.genotype}\nrun:      {result.out}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,22 @@ from fastnas.search.step import SearchStep
 FORMAT = "fastnas-search-1"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the system (a full disk) says which file it was about."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """``path`` holds either what it held before or all of ``content``, whatever happens in between."""
     data = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with naming(path), os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -138,7 +150,9 @@ def read_config(path: Path) -> SearchConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FastnasError(
-            f"no run to resume in {path.parent}: {path.name} cannot be read ({error})"
-        ) from None
-    return SearchConfig.from_options(_json(path, text).get("config", {}))
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise FastnasError(f"no run to resume in {path.parent}: {path.name}: {reason}") from None
+    options = _json(path, text).get("config")
+    if not isinstance(options, dict) or not options:
+        raise FastnasError(f"{path} holds no readable configuration")
+    return SearchConfig.from_options(options)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastnas.bilevel import method
 from fastnas.data import DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
@@ -109,7 +111,7 @@ class RunConfig:
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
     threads: int | None = None
-    """CPU threads; None: PyTorch's choice."""
+    """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
     resume: Path | None = None
@@ -172,6 +174,8 @@ class SearchConfig:
             "epochs": 6 if small else 50,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
+            # Sums in another number of threads round differently: a resumed run takes the number of its start.
+            "threads": torch.get_num_threads(),
         }
         for name, value in defaults.items():
             if options[name] is None:
@@ -236,12 +240,14 @@ def _check_numbers(options: dict[str, Any]) -> None:
         if value is None:
             continue
         if not math.isfinite(value) or value < low or (value == low and not inclusive):
-            bound = "at least" if inclusive else "greater than"
+            bound = "at least" if inclusive else "a finite number greater than"
             raise FastnasError(f"--{name.replace('_', '-')} must be {bound} {low:g}, got {value}")
     if not options["train_portion"] < 1:
         raise FastnasError(
             f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"
         )
+    if options["seed"] >= 2**32:
+        raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     if not options["momentum"] < 1:
         raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
 from datetime import datetime
@@ -12,15 +13,19 @@ import torch
 
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
-from fastnas.search.checkpoint import load_checkpoint, read_config, save_checkpoint, write_atomically
+from fastnas.search.checkpoint import load_checkpoint, naming, read_config, save_checkpoint, write_atomically
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
 from fastnas.spaces import Genotype
 from fastnas.spaces.genotype import CellString
 
+# What every row of metrics has, whatever else it has.
+_KEYS = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "genotype"}
+_LOCK = ".lock"
+
 
 class RunFolder:
-    """Files of one run under ``path``.
+    """Files of one run under ``path``. One process at a time works in it: it holds a lock to its end.
 
     config.json              the full configuration and the versions
     metrics.jsonl            one row an epoch
@@ -56,26 +61,26 @@ class RunFolder:
                     "leave these options out to resume it, or choose another --out for a new run"
                 )
             return folder
-        path = run.out
-        if path is None:
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = Path(
-                f"runs/{stamp}-{config.network.space}-{config.hypergradient.method}-{config.images.dataset}"
-            )
+        path = run.out or _dated_path(config)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise FastnasError(f"--out {str(path)!r} is not valid UTF-8; choose another name") from None
         if path.exists() and not path.is_dir():
             raise FastnasError(f"--out {path} is a file; name a folder")
-        if path.is_dir() and any(path.iterdir()):
-            if (path / "config.json").exists():
-                raise FastnasError(
-                    f"--out {path} already holds a run: choose another folder, or go on with it by --resume {path}"
-                )
-            raise FastnasError(f"--out {path} is not empty: choose another folder")
+        _check_empty(path)
         return cls(path)
 
     def start(self, config: SearchConfig) -> None:
-        """Makes the folder and writes config.json; nothing remains of it if that fails."""
+        """Makes the folder and writes config.json; if that fails, what it wrote is removed.
+
+        Raises:
+            FastnasError: another process has taken the folder in the meantime.
+        """
         made = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        _check_empty(self.path)
         try:
             options = {**config.to_options(), "out": str(self.path), "resume": None}
             content = {"fastnas": __version__, "torch": torch.__version__, "config": options}
@@ -83,15 +88,27 @@ class RunFolder:
             (self.path / "genotypes").mkdir()
         except BaseException:
             self.config_file.unlink(missing_ok=True)
+            (self.path / _LOCK).unlink(missing_ok=True)
             if made:
                 self.path.rmdir()
             raise
+
+    def _lock(self) -> None:
+        # Held until the process ends, however it ends.
+        self._lock_file = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FastnasError(
+                f"another process is searching in {self.path}: wait for it, or stop it"
+            ) from None
 
     def restore(self, step: SearchStep, config: SearchConfig) -> tuple[int, list[dict[str, Any]]]:
         """Puts the newest checkpoint into ``step``; returns the epochs done and their metrics.
 
         Rows of later epochs, written before a stop that came before their checkpoint, are dropped.
         """
+        self._lock()
         epoch = load_checkpoint(self.checkpoint_file, step, config) if self.checkpoint_file.exists() else 0
         rows = [row for row in self._rows() if row["epoch"] <= epoch]
         if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
@@ -110,7 +127,7 @@ class RunFolder:
         text = json.dumps(genotype.to_json(), indent=2) + "\n"
         write_atomically(self.path / "genotypes" / f"epoch-{row['epoch']:03d}.json", text)
         write_atomically(self.path / "genotype.json", text)
-        with self.metrics_file.open("a", encoding="utf-8") as file:
+        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(self.checkpoint_file, step, config, row["epoch"])
 
@@ -122,10 +139,29 @@ class RunFolder:
         if not self.metrics_file.exists():
             return []
         rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-                rows.append(row if isinstance(row.get("epoch"), int) else {"epoch": -1})
-            except (ValueError, AttributeError):  # a row cut short by a stop; its epoch has no checkpoint
+            except ValueError:  # cut short by a stop; its epoch has no checkpoint
                 continue
+            if isinstance(row, dict) and row.keys() >= _KEYS and isinstance(row["epoch"], int):
+                rows.append(row)
         return rows
+
+
+def _dated_path(config: SearchConfig) -> Path:
+    """runs/<date>-<time>-<space>-<method>-<dataset>, numbered if that second has one already."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{config.network.space}-{config.hypergradient.method}-{config.images.dataset}"
+    paths = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1000))
+    return next(path for path in paths if not path.exists())
+
+
+def _check_empty(path: Path) -> None:
+    if not path.is_dir() or not any(entry.name != _LOCK for entry in path.iterdir()):
+        return
+    if (path / "config.json").exists():
+        raise FastnasError(
+            f"--out {path} already holds a run: choose another folder, or go on with it by --resume {path}"
+        )
+    raise FastnasError(f"--out {path} is not empty: choose another folder")

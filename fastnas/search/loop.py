@@ -57,7 +57,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
-    if config.run.threads:
+    if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     search = Search(config, _device(config), folder)
     done: int = 0
@@ -84,6 +84,10 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
                     tqdm.write(_line(row, epochs), file=sys.stdout)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
+        except OSError as error:
+            raise FastnasError(
+                f"{error.strerror or error}: {error.filename}; once that is mended, go on by: {folder.resume_command()}"
+            ) from None
     alphas = {name: alpha.detach().cpu().clone() for name, alpha in search.net.alphas.tensors.items()}
     return SearchResult(search.genotype(), alphas, rows, folder.path, config)
 
@@ -120,7 +124,14 @@ class Search:
             classes=len(dataset.classes),
             image_channels=dataset.channels,
         )
-        self.net = build_supernet(space, backend=network.backend, dtype=self.dtype, device=device)
+        try:
+            self.net = build_supernet(space, backend=network.backend, dtype=self.dtype, device=device)
+        except (RuntimeError, MemoryError) as error:
+            if "alloc" not in str(error):
+                raise
+            raise FastnasError(
+                f"--channels {network.channels} --layers {network.layers}: no memory for this supernet on {device}"
+            ) from None
         self.step = _search_step(self.net, config)
         self.val_accuracy = ""  # of the epoch before, for the progress bar
 
@@ -168,9 +179,9 @@ class Search:
         }
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
-                before = f"; the state before it is kept: {self.folder.resume_command()}" if epoch > 1 else ""
                 raise FastnasError(
-                    f"epoch {epoch}: {name} became {row[name]}; a lower --learning-rate may help{before}"
+                    f"epoch {epoch}: {name} became {row[name]}; "
+                    "start again with a lower --learning-rate in another --out"
                 )
         return row
 
@@ -244,7 +255,7 @@ def _device(config: SearchConfig) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise FastnasError(f"unknown --device {name!r}; known are auto, cpu, cuda and cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise FastnasError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")

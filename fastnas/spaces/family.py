@@ -129,9 +129,9 @@ def read_genotype(space: str, source: str | Path) -> AnyGenotype:
                     f"genotype {text} is one of the space {other.name}; it does not fit {space}"
                 )
             return found.published[text]
-    if "(" not in text and "{" not in text and "|" not in text:
-        path = Path(source)
-        if not path.is_file():
+    path = Path(source)
+    if _is_file(path) or not set(text) & set("({|"):
+        if not _is_file(path):
             known = (
                 f"the names known here are {', '.join(found.published)}"
                 if found.published
@@ -147,7 +147,27 @@ def read_genotype(space: str, source: str | Path) -> AnyGenotype:
     try:
         return found.parse(text)
     except FastnasError as error:
+        for other in SPACES.values():
+            if other is not found and _fits(other, text):
+                raise FastnasError(
+                    f"this genotype does not fit the space {space}: it is one of {other.name}; say --space {other.name}"
+                ) from None
         raise FastnasError(f"this genotype does not fit the space {space}: {error}") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a genotype's text, too long for a name
+        return False
+
+
+def _fits(found: Family, text: str) -> bool:
+    try:
+        found.parse(text)
+    except FastnasError:
+        return False
+    return True
 
 
 def _sizes(

@@ -308,7 +308,7 @@ def test_mistakes() -> None:
     data = random_data(32)
     good = {"mean": [0.5] * 3, "std": [0.5] * 3, "augment": Augment(), "generator": torch.Generator()}
     for size, change, words in [
-        (64, {}, "batch size 64 is larger than the weight split of 32 images: choose a smaller batch"),
+        (64, {}, "batch size 64 is larger than the weight split of 32 images: choose a smaller --batch-size"),
         (0, {}, "batch size must be at least 1, got 0"),
         (8, {"mean": [0.5]}, "mean must hold 3 finite numbers, one a channel, got [0.5]"),
         (8, {"mean": [0.5, math.nan, 0.5]}, "mean must hold 3 finite numbers"),

@@ -161,8 +161,8 @@ def test_a_data_set_sorted_by_class_has_all_classes_in_both_halves() -> None:
         (0, None, "train_portion must lie between 0 and 1, got 0"),
         (1.0, None, "train_portion must lie between 0 and 1, got 1.0"),
         (float("nan"), None, "train_portion must lie between 0 and 1"),
-        (0.5, 1, "limit must lie between 2 and the 100 images"),
-        (0.5, 101, "limit must lie between 2 and the 100 images"),
+        (0.5, 1, "--images must lie between 2 and the 100 images"),
+        (0.5, 101, "--images must lie between 2 and the 100 images"),
         (0.4, 2, "leaves the weight split empty"),
     ],
 )

@@ -90,7 +90,7 @@ def test_other_sizes_are_told_with_the_first_that_differs(tmp_path: Path) -> Non
     two_classes(tmp_path)
     write(tmp_path, {"cat/1.png": picture(2, width=7), "dog/1.png": picture(3, width=9)})
     with pytest.raises(
-        FastnasError, match=r"cat/1.png is 7 x 4 pixels but .*cat/0.png is 6 x 4: give an image_size"
+        FastnasError, match=r"cat/1.png is 7 x 4 pixels but .*cat/0.png is 6 x 4: give an --image-size"
     ):
         load_dataset("folder", tmp_path)
 

@@ -59,11 +59,12 @@ def test_differences_name_what_would_change_the_trajectory():
         ({"epochs": "3"}, "option epochs must be int or None, got '3'"),
         ({"epochs": True}, "option epochs must be int or None, got True"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
-        ({"difference_radius": 0}, "--difference-radius must be greater than 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate must be greater than 0, got nan"),
+        ({"difference_radius": 0}, "--difference-radius must be a finite number greater than 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be a finite number greater than 0, got nan"),
         ({"train_portion": 1.0}, "--train-portion must be less than 1"),
         ({"momentum": 1.0}, "--momentum must be less than 1"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"seed": 2**32}, "--seed must be less than"),
     ],
 )
 def test_a_mistake_is_one_sentence(options, sentence):

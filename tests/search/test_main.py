@@ -125,6 +125,18 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     assert "Traceback" not in errors
 
 
+def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastnas.search", *TINY], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as process:
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert process.returncode == 130
+
+
 def test_describe_prints_json_and_a_table(capsys):
     describe.main(["--space=nasbench201", "--channels=16", "--layers=5", "--json"])
     found = json.loads(capsys.readouterr().out)

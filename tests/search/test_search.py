@@ -1,5 +1,6 @@
 """Whole searches on real images: what they leave behind, that they repeat and resume to the bit."""
 
+import fcntl
 import json
 import math
 import shutil
@@ -82,7 +83,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monke
             tiny(out=tmp_path / "part", epochs=3)
     # A stop between a row and its checkpoint leaves a row too many; a stop in the middle leaves half a row.
     with (tmp_path / "part" / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "train_loss": 1.0}\n{"epo')
+        file.write((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[2] + '\n{"epo')
+    with (tmp_path / "part" / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\xfe\n")
     torch.manual_seed(123)
     part = fastnas.search(resume=tmp_path / "part")
     assert same(whole, part)
@@ -112,6 +115,8 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         ({"dataset": "cifar10"}, "--data"),
         ({"device": "tpu"}, "unknown --device 'tpu'"),
         ({"device": "meta"}, "only cpu and cuda"),
+        ({"device": "cpu:3"}, "only cpu and cuda"),
+        ({"channels": 10**8}, "no memory for this supernet"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"channels": 3}, "channels must be even"),
     ]:
@@ -178,9 +183,47 @@ def test_a_damaged_checkpoint_is_one_sentence(tiny, damage):
 
 def test_a_damaged_configuration_is_one_sentence(tiny):
     result = tiny(epochs=1)
-    (result.out / "config.json").write_text('{"config": ')
-    with pytest.raises(FastnasError, match="no readable configuration"):
+    for text in ('{"config": ', '{"config": 3}', "{}", "[]"):
+        (result.out / "config.json").write_text(text)
+        with pytest.raises(FastnasError, match="no readable configuration"):
+            fastnas.search(resume=result.out)
+
+
+def test_edited_metrics_are_refused(tiny):
+    result = tiny(epochs=1)
+    (result.out / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(FastnasError, match="cut short or edited"):
         fastnas.search(resume=result.out)
+
+
+def test_one_process_at_a_time_works_in_a_folder(tiny, tmp_path):
+    """A second search is refused, and takes nothing of the first one's away."""
+    result = tiny(epochs=1)
+    before = (result.out / "config.json").read_bytes()
+    with (result.out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(FastnasError, match="another process is searching in"):
+            fastnas.search(resume=result.out)
+    (tmp_path / "new").mkdir()
+    with (tmp_path / "new" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(FastnasError, match="another process is searching in"):
+            tiny(out=tmp_path / "new")
+    assert (result.out / "config.json").read_bytes() == before
+
+
+def test_a_full_disk_says_where_and_how_to_go_on(tiny, monkeypatch):
+    from fastnas.search import folder
+
+    def full(*_):
+        raise OSError(28, "No space left on device", "checkpoint.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "save_checkpoint", full)
+        with pytest.raises(
+            FastnasError, match=r"No space left on device: checkpoint.safetensors; .* --resume"
+        ):
+            tiny()
 
 
 def test_a_loss_that_is_not_finite_stops_the_search(tiny):

@@ -111,12 +111,15 @@ def test_genotypes_from_names_and_files(tmp_path):
     file = tmp_path / "cell.txt"
     file.write_text(SOURCE.format(concat="[2]"))
     assert read_genotype("darts", file).normal_concat == (2,)
+    odd = tmp_path / "a (run)"
+    odd.write_text(file.read_text())
+    assert read_genotype("darts", odd).normal_concat == (2,)
     file.write_bytes(b"\xff\xfe\x00")
     for source, sentence in [
         (file, "cannot be read as text"),
         (tmp_path / "absent", "no such file"),
         ("DARTS_V3", "DARTS_V1, DARTS_V2"),
-        ("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", "does not fit the space darts"),
+        ("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|", "say --space nasbench201"),
     ]:
         with pytest.raises(FastnasError, match=sentence):
             read_genotype("darts", source)
