@@ -31,7 +31,7 @@ def first_order(problem: BilevelProblem) -> Tensor:
 
         g = dL2/dalpha(w, alpha)
 
-    (Liu et al. 2019, eq. 7 with xi = 0.) One gradient; 1 vector live.
+    (Liu et al. 2019, eq. 7 with xi = 0.) One gradient; no vector live.
 
     Args:
         problem: the oracles.
@@ -44,7 +44,7 @@ def first_order(problem: BilevelProblem) -> Tensor:
         >>> first_order(toy_problem())  # L = (w x - a)^2, x = 1 and 2, at w = a = 1: -2a
         tensor([-2.], dtype=torch.float64)
     """
-    return problem.val_grads()[1]
+    return problem.val_grad_alpha()
 
 
 def darts(

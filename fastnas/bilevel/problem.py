@@ -57,6 +57,10 @@ class BilevelProblem(Protocol):
         """(dL2/dw, dL2/dalpha), shapes (P,) and (H,), from one backward pass."""
         ...
 
+    def val_grad_alpha(self) -> Tensor:
+        """dL2/dalpha alone, shape (H,): first order needs no more, and the weights' half costs as much again."""
+        ...
+
 
 @contextmanager
 def restored(problem: BilevelProblem) -> Iterator[Tensor]:
@@ -148,6 +152,10 @@ class FunctionProblem:
         """(dL2/dw, dL2/dalpha), shapes (P,) and (H,); zeros for the one that L2 does not depend on."""
         grad_w, grad_alpha = self._gradients("val_loss", self._val_loss, "w", "alpha")
         return grad_w, grad_alpha
+
+    def val_grad_alpha(self) -> Tensor:
+        """dL2/dalpha, shape (H,); zeros if L2 does not depend on alpha."""
+        return self._gradients("val_loss", self._val_loss, "alpha")[0]
 
     def _gradients(self, name: str, function: Loss, *wanted: str) -> list[Tensor]:
         with torch.enable_grad():

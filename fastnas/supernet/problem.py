@@ -57,6 +57,11 @@ class SupernetProblem:
             weights, alphas = gradients(loss, self.net.weights, self.net.alphas)
             return weights, alphas
 
+    def val_grad_alpha(self) -> Tensor:
+        """dL2/dalpha, (H,)."""
+        with self._pass(self.val) as loss:
+            return gradients(loss, self.net.alphas)[0]
+
     @contextmanager
     def _pass(self, batch: Batch) -> Iterator[Tensor]:
         """The loss of ``batch``, its graph alive, the network's state as it will be found again afterwards."""

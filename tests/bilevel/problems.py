@@ -36,6 +36,9 @@ class AmendedToy:
         error = self.w * self.val_x - self.alpha
         return 2 * self.val_x * error, -2 * error
 
+    def val_grad_alpha(self) -> Tensor:
+        return -2 * (self.w * self.val_x - self.alpha)
+
 
 class QuadraticProblem:
     """Two quadratics in w, coupled to alpha linearly, and bilinearly where ``curvature`` is given.
@@ -98,6 +101,9 @@ class QuadraticProblem:
     def val_grads(self) -> tuple[Tensor, Tensor]:
         return self.Q @ (self.w - self.t) + self.D @ self.alpha, self.D.T @ self.w + self.alpha
 
+    def val_grad_alpha(self) -> Tensor:
+        return self.D.T @ self.w + self.alpha
+
     # The closed forms.
 
     def hessian(self) -> Tensor:
@@ -152,3 +158,6 @@ class Counted:
 
     def val_grads(self) -> tuple[Tensor, Tensor]:
         return self._call("val_grads", self.problem.val_grads)
+
+    def val_grad_alpha(self) -> Tensor:
+        return self._call("val_grad_alpha", self.problem.val_grad_alpha)

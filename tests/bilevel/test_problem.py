@@ -20,6 +20,7 @@ def test_function_problem_agrees_with_oracles_written_by_hand():
     torch.testing.assert_close(problem.train_grad_w(), by_hand.train_grad_w(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(problem.train_grad_alpha(), by_hand.train_grad_alpha(), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(problem.val_grads(), by_hand.val_grads(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(problem.val_grad_alpha(), by_hand.val_grads()[1], rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("a", [1.0, -3.0])

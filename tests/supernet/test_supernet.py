@@ -156,6 +156,7 @@ def test_oracles_are_the_gradients_of_the_two_losses():
     net.train()
     expected = gradients(F.cross_entropy(net(val[0]), val[1]), net.weights, net.alphas)
     assert all(torch.equal(a, b) for a, b in zip(problem.val_grads(), expected, strict=True))
+    assert torch.equal(problem.val_grad_alpha(), expected[1])
     expected = gradients(F.cross_entropy(net(train[0]), train[1]), net.weights, net.alphas)
     assert torch.equal(problem.train_grad_w(), expected[0])
     assert torch.equal(problem.train_grad_alpha(), expected[1])
