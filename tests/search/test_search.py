@@ -116,7 +116,7 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         ({"device": "tpu"}, "unknown --device 'tpu'"),
         ({"device": "meta"}, "only cpu and cuda"),
         ({"device": "cpu:3"}, "only cpu and cuda"),
-        ({"channels": 10**8}, "no memory for this supernet"),
+        ({"channels": 10**13}, "no memory for this supernet"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"channels": 3}, "channels must be even"),
     ]:
