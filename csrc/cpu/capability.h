@@ -3,6 +3,8 @@
 // variable FASTNAS_CPU_CAPABILITY = baseline | avx2 | avx512.
 #pragma once
 
+#include <cstdint>
+
 #if defined(__x86_64__)
 #define FASTNAS_X86 1
 #else
@@ -20,6 +22,9 @@ Capability detected_capability();
 
 // The level in force. The environment is read once; throws std::invalid_argument on a name that is no level.
 Capability capability();
+
+// Bytes of a vector of the level in force.
+inline int64_t vector_bytes() { return int64_t{16} << static_cast<int>(capability()); }
 
 // The body of a function that calls `function` of the level in force: baseline::function(...) and so on, the
 // namespaces that for_each_level.h made. Put template arguments without commas into the name:

@@ -18,4 +18,13 @@ void for_each_chunk(int64_t n, int64_t chunk_size, const Body& body) {
   });
 }
 
+// Calls body(task, scratch) for every task of [0, tasks), with one scratch = make() for all tasks of a thread.
+template <class Make, class Body>
+void for_each_task(int64_t tasks, const Make& make, const Body& body) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
+    auto scratch = make();
+    for (int64_t task = first; task < last; ++task) body(task, scratch);
+  });
+}
+
 }  // namespace fastnas::cpu

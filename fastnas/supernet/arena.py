@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class Arena:
     Attributes:
         flat: (P,) the buffer.
         tensors: the leaves by name, each now a view into ``flat``.
+        leaves: what gradients are taken of, in the order of ``flat``: the tensors themselves, or in place of
+            neighbours one leaf for all of them (``merge``).
 
     >>> layer = torch.nn.Linear(2, 3)
     >>> arena = Arena(dict(layer.named_parameters()))
@@ -37,18 +40,72 @@ class Arena:
         device: torch.device | str = "cpu",
     ) -> None:
         self.tensors = dict(tensors)
-        sizes = [tensor.numel() for tensor in self.tensors.values()]
-        self.flat = torch.empty(sum(sizes), dtype=dtype, device=device)
-        for tensor, part in zip(self.tensors.values(), self.flat.split(sizes), strict=True):
-            view = part.view(tensor.shape)
+        self.flat = torch.empty(sum(t.numel() for t in self.tensors.values()), dtype=dtype, device=device)
+        self._begin: dict[str, int] = {}
+        end = 0
+        for name, tensor in self.tensors.items():
+            self._begin[name] = end
+            end += tensor.numel()
+            view = self.flat[self._begin[name] : end].view(tensor.shape)
             view.copy_(tensor.detach())
             tensor.data = view
+        self.leaves = list(self.tensors.values())
 
     def __len__(self) -> int:
         return self.flat.numel()
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def span(self, prefix: str) -> tuple[int, int]:
+        """Where in ``flat`` the tensors lie whose names begin with ``prefix``; they must be neighbours."""
+        names = [name for name in self.tensors if name.startswith(prefix)]
+        if not names:
+            return 0, 0
+        begin = self._begin[names[0]]
+        end = self._begin[names[-1]] + self.tensors[names[-1]].numel()
+        assert end - begin == sum(self.tensors[name].numel() for name in names), f"{prefix} is not one span"
+        return begin, end
+
+    def begin(self, name: str) -> int:
+        """Where in ``flat`` the tensor ``name`` begins."""
+        return self._begin[name]
+
+    def merge(self, prefix: str) -> Tensor:
+        """One leaf, flat, in place of all tensors whose names begin with ``prefix``: what a fused op takes.
+
+        ``backward()`` on a graph of the leaf still fills the tensors' own ``.grad``.
+        """
+        begin, end = self.span(prefix)
+        leaf = self.flat[begin:end].detach().requires_grad_()
+        members = [tensor for name, tensor in self.tensors.items() if name.startswith(prefix)]
+        sizes = [member.numel() for member in members]
+
+        def hand_on(leaf: Tensor) -> None:
+            assert leaf.grad is not None
+            for member, part in zip(members, leaf.grad.split(sizes), strict=True):
+                grad = part.view(member.shape)
+                member.grad = grad if member.grad is None else member.grad + grad
+            leaf.grad = None
+
+        leaf.register_post_accumulate_grad_hook(hand_on)
+        identities = {id(member) for member in members}
+        first = next(i for i, kept in enumerate(self.leaves) if id(kept) in identities)
+        self.leaves = [kept for kept in self.leaves if id(kept) not in identities]
+        self.leaves.insert(first, leaf)
+        return leaf
+
+    @contextmanager
+    def constant(self) -> Iterator[None]:
+        """Within it no gradients of the leaves are recorded: their part of a backward pass is left out."""
+        wanted = [leaf for leaf in self.leaves if leaf.requires_grad]
+        for leaf in wanted:
+            leaf.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for leaf in wanted:
+                leaf.requires_grad_()
 
 
 def gradients(loss: Tensor, *arenas: Arena) -> tuple[Tensor, ...]:
@@ -60,6 +117,6 @@ def gradients(loss: Tensor, *arenas: Arena) -> tuple[Tensor, ...]:
     Returns:
         One new tensor (P,) an arena, in its dtype.
     """
-    leaves = [leaf for arena in arenas for leaf in arena.tensors.values()]
+    leaves = [leaf for arena in arenas for leaf in arena.leaves]
     parts = iter(torch.autograd.grad(loss, leaves, materialize_grads=True))
-    return tuple(torch.cat([next(parts).reshape(-1) for _ in arena.tensors]) for arena in arenas)
+    return tuple(torch.cat([next(parts).reshape(-1) for _ in arena.leaves]) for arena in arenas)

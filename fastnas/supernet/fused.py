@@ -1,20 +1,76 @@
-"""The fused executor: each node's weighted sum as one op; the remaining stages follow."""
+"""The fused executor: whole cells as single autograd functions over this library's native ops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnas.ops.mixed_sum import mixed_sum
-from fastnas.supernet.reference import Supernet
+from fastnas.spaces import Cell
+from fastnas.supernet.cell_plan import CellPlan, is_fused
+from fastnas.supernet.fused_cell import fused_cell
+from fastnas.supernet.primitives import MOMENTUM
+from fastnas.supernet.reference import MixedCell, Supernet
 
 
 class FusedSupernet(Supernet):
-    """:class:`Supernet` that sums all branches of a node in one pass over them (``fastnas.ops.mixed_sum``)."""
+    """:class:`Supernet` whose cells run as :func:`fused_cell`; differentiable once.
+
+    Cells with primitives that the native ops do not know, and those of discrete networks, run as in the reference,
+    their nodes by ``fastnas.ops.mixed_sum``.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._fused: dict[int, FusedCell] = {}
+        if self.weights.flat.device.type != "cpu":
+            return  # the native ops run on the CPU so far
+        for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
+            if isinstance(spec, Cell) and is_fused(spec):
+                assert isinstance(stage, MixedCell)
+                self._fused[i] = FusedCell(self, i, spec, stage)
+
+    def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
+        if index not in self._fused:
+            return super().cell(index, inputs, mixing)
+        assert mixing is not None
+        return self._fused[index](inputs, mixing)
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None:
             return super().node(branches, weights)
         return mixed_sum(torch.stack(list(weights)), branches)
+
+
+class FusedCell:
+    """One cell: its plan, and its spans of the network's arenas."""
+
+    def __init__(self, net: Supernet, index: int, spec: Cell, module: MixedCell) -> None:
+        prefix = f"stages.{index}."
+        self.net, self.module = net, module
+        self.plan = CellPlan(spec, module, prefix, net.weights, net.running)
+        self.weights = net.weights.merge(prefix)
+        begin, end = net.running.span(prefix)
+        self.running = net.running.flat[begin:end].view(self.plan.norms, 2, spec.channels)
+
+    def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        training = self.module.training
+        statistics = torch.empty_like(self.running) if training else self.running
+        out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training)
+        if training and self.net.statistics_move:
+            self._move_statistics(statistics, inputs, out)
+        return out
+
+    @torch.no_grad()
+    def _move_statistics(self, batch: Tensor, inputs: Sequence[Tensor], out: Tensor) -> None:
+        """running <- 0.9 running + 0.1 batch, with the unbiased variance, as nn.BatchNorm2d does."""
+        counts = [out[:, 0].numel()] * self.plan.norms
+        for x, preprocessing in zip(inputs, self.plan.preprocessing, strict=True):
+            if preprocessing.table:
+                stride = preprocessing.stride
+                counts[preprocessing.norm] = x[:, 0, ::stride, ::stride].numel()
+        share = batch.new_tensor([[MOMENTUM, MOMENTUM * n / max(n - 1, 1)] for n in counts])
+        self.running.mul_(1 - MOMENTUM).addcmul_(batch, share.unsqueeze(-1))

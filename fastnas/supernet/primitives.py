@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from fastnas.errors import FastnasError
 
+# Of every BatchNorm, as nn.BatchNorm2d's.
+MOMENTUM = 0.1
+EPS = 1e-5
+
 
 class Statistics:
     """Whether BatchNorms move their running statistics: only weight steps do, the oracles of a hypergradient not."""
@@ -47,8 +51,8 @@ class BatchNorm(nn.Module):
             self.weight,
             self.bias,
             self.training,
-            momentum=0.1,
-            eps=1e-5,
+            momentum=MOMENTUM,
+            eps=EPS,
         )
 
 

@@ -61,10 +61,16 @@ class Supernet(nn.Module):
         for spec, stage in zip(self.space.stages, self.stages, strict=True):
             if isinstance(spec, Cell):
                 weights = None if spec.alpha is None else mixing[spec.alpha]
-                outputs.append(stage([outputs[i.stage] for i in spec.inputs], weights, self.node))
+                inputs = [outputs[source.stage] for source in spec.inputs]
+                outputs.append(self.cell(len(outputs), inputs, weights))
             else:
                 outputs.append(stage(outputs[-1] if outputs else images))
         return outputs[-1]
+
+    def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
+        """The output of stage ``index``, a cell; ``mixing`` (edges, primitives) sums to 1 in each row."""
+        output: Tensor = self.stages[index](inputs, mixing, self.node)
+        return output
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         """A node of a cell: the sum of all branches that enter it, weighted or (a discrete network) not."""
@@ -81,6 +87,11 @@ class Supernet(nn.Module):
             yield
         finally:
             self._statistics.moving = True
+
+    @property
+    def statistics_move(self) -> bool:
+        """Whether a forward pass in training mode moves the running statistics."""
+        return self._statistics.moving
 
     def _stage(self, index: int) -> nn.Module:
         spec, c_in = self.space.stages[index], self.space.in_channels(index)

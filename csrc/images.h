@@ -1,0 +1,70 @@
+// Batches of images in channels-last memory, as the supernet's ops take them: (N, C, H, W) tensors whose channels are neighbours,
+// whose pixels lie `pixel` elements apart and whose rows and images follow each other. A slice of the channels
+// of a channels-last tensor is one, too.
+#pragma once
+
+#include "stable.h"
+
+namespace fastnas {
+
+struct Images {
+  void* data;
+  int64_t count, channels, height, width, pixel;
+};
+
+// Raises unless `tensor` is such a batch. `op` and `name` say whose argument it is.
+inline Images images_of(const Tensor& tensor, const char* op, const char* name) {
+  FASTNAS_CHECK(tensor.dim() == 4, op, name, " must have shape (N, C, H, W), got ", shape_text(tensor));
+  Images images{tensor.data_ptr(), tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3), 0};
+  // Strides of dimensions of length one mean nothing.
+  if (images.width > 1)
+    images.pixel = tensor.stride(3);
+  else if (images.height > 1)
+    images.pixel = tensor.stride(2);
+  else
+    images.pixel = images.count > 1 ? tensor.stride(0) : images.channels;
+  const bool fits = (images.channels <= 1 || tensor.stride(1) == 1) && images.pixel >= images.channels &&
+                    (images.height <= 1 || tensor.stride(2) == images.width * images.pixel) &&
+                    (images.count <= 1 || tensor.stride(0) == images.height * images.width * images.pixel);
+  FASTNAS_CHECK(fits, op, name, " must be in channels_last memory");
+  return images;
+}
+
+// As `images_of`, and of the dtype and device of `model`.
+inline Images images_like(const Tensor& tensor, const Tensor& model, const char* op, const char* name) {
+  FASTNAS_CHECK(tensor.scalar_type() == model.scalar_type() && same_device(tensor, model), op, name,
+                " must be ", dtype_text(model), " on ", device_text(model), ", got ", dtype_text(tensor), " on ",
+                device_text(tensor));
+  return images_of(tensor, op, name);
+}
+
+inline void check_size(const Images& images, int64_t count, int64_t channels, int64_t height, int64_t width,
+                       const char* op, const char* name) {
+  FASTNAS_CHECK(images.count == count && images.channels == channels && images.height == height &&
+                    images.width == width,
+                op, name, " must have shape (", count, ", ", channels, ", ", height, ", ", width, "), got (",
+                images.count, ", ", images.channels, ", ", images.height, ", ", images.width, ")");
+}
+
+// An uninitialised channels-last batch (N, C, H, W) of the dtype and device of `model`.
+inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, int64_t height, int64_t width) {
+  const Tensor rows = torch::stable::new_empty(model, {count, height, width, channels});
+  return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
+}
+
+// A contiguous tensor of the dtype and device of `model` with the given shape.
+inline void check_dense(const Tensor& tensor, const Tensor& model, const std::vector<int64_t>& shape,
+                        const char* op, const char* name) {
+  bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous() &&
+              tensor.scalar_type() == model.scalar_type() && same_device(tensor, model);
+  std::string text;
+  for (size_t d = 0; d < shape.size(); ++d) {
+    fits = fits && tensor.size(static_cast<int64_t>(d)) == shape[d];
+    text += (d ? ", " : "") + std::to_string(shape[d]);
+  }
+  FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ", dtype_text(model), " on ",
+                device_text(model), "; got ", shape_text(tensor), ", ", dtype_text(tensor), " on ",
+                device_text(tensor));
+}
+
+}  // namespace fastnas

@@ -1,0 +1,37 @@
+// The normalised mixed sum: out = sum_k w_k (x_k - mean_k) rstd_k per channel, each branch's BatchNorm folded into
+// the weighted sum of a mixed operation. Backward reads g and all x_k once:
+//   d w_k = sum_c rstd_k <g, x_k - mean_k>_c
+//   d x_k = a g + b x_k + c,  a = w_k rstd_k,  b = -w_k rstd_k^3 <g, x_k - mean_k> / n,
+//                             c = -w_k rstd_k <g, 1> / n - b mean_k
+// and leaves a, b, c per channel for whoever needs d x_k.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dtype.h"
+
+namespace fastnas::normalised_mixed_sum {
+
+struct Branch {
+  const void* x;  // pixels `pixel` elements apart
+  int64_t pixel;
+  const void* norm;    // mean (C), variance (C); null: x is taken as it is
+  const void* weight;  // one number; null: 1
+  void* coefficients;  // backward: a, b, c (3, C); null: not normalised
+  void* weight_grad;   // backward: one number, written; null: not wanted
+};
+
+struct Params {
+  std::vector<Branch> branches;
+  void* out;  // backward: g, read
+  int64_t out_pixel, pixels, channels;
+  double eps;
+  bool training;  // mean and variance are the branches' own: gradients flow through them
+  Dtype dtype;
+};
+
+void forward_cpu(const Params& params);
+void backward_cpu(const Params& params);
+
+}  // namespace fastnas::normalised_mixed_sum

@@ -1,0 +1,128 @@
+// The normalised mixed sum on the CPU: factors per channel, the split into chunks of pixels, and the sums over them
+// in one order; the arithmetic is in the kernel file.
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/aligned.h"
+#include "cpu/element.h"
+#include "cpu/parallel.h"
+#include "normalised_mixed_sum/normalised_mixed_sum.h"
+
+namespace fastnas::normalised_mixed_sum {
+
+using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
+
+inline constexpr int64_t kMaxLanes = 16;
+
+// Per channel, in whole vectors: each branch's w rstd and mean, and the sum of -w rstd mean.
+template <class T>
+class Factors {
+ public:
+  explicit Factors(const Params& p)
+      : row_((p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes),
+        branches_(static_cast<int64_t>(p.branches.size())),
+        data_((2 * branches_ + 1) * row_) {
+    for (int64_t c = 0; c < p.channels; ++c) {
+      double constant = 0;
+      for (int64_t k = 0; k < branches_; ++k) {
+        const Branch& b = p.branches[k];
+        const double weight = weight_of(b), mean = mean_of(b, c), scale = weight * rstd_of(b, p, c);
+        data_.data()[k * row_ + c] = static_cast<T>(scale);
+        data_.data()[(branches_ + k) * row_ + c] = static_cast<T>(mean);
+        constant -= scale * mean;
+      }
+      data_.data()[2 * branches_ * row_ + c] = static_cast<T>(constant);
+    }
+  }
+  const T* scale(size_t k) const { return data_.data() + static_cast<int64_t>(k) * row_; }
+  const T* mean(size_t k) const { return data_.data() + (branches_ + static_cast<int64_t>(k)) * row_; }
+  const T* constant() const { return data_.data() + 2 * branches_ * row_; }
+
+  static double weight_of(const Branch& b) {
+    return b.weight == nullptr ? 1.0 : static_cast<double>(*static_cast<const T*>(b.weight));
+  }
+  static double mean_of(const Branch& b, int64_t c) {
+    return b.norm == nullptr ? 0.0 : static_cast<double>(static_cast<const T*>(b.norm)[c]);
+  }
+  static double rstd_of(const Branch& b, const Params& p, int64_t c) {
+    if (b.norm == nullptr) return 1.0;
+    return 1 / std::sqrt(static_cast<double>(static_cast<const T*>(b.norm)[p.channels + c]) + p.eps);
+  }
+
+ private:
+  int64_t row_, branches_;
+  AlignedArray<T> data_;
+};
+
+#define FASTNAS_KERNEL_FILE "normalised_mixed_sum/normalised_mixed_sum_cpu_kernel.h"
+#include "cpu/for_each_level.h"
+
+namespace {
+
+// Pixels per unit of work. Fixed, so that the order of every sum is.
+constexpr int64_t kForwardChunk = 512;
+constexpr int64_t kBackwardChunk = 256;
+
+template <class T>
+void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end) {
+  FASTNAS_DISPATCH(forward_pixels<T>, p, f, begin, end);
+}
+
+template <class T>
+void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, double* sums) {
+  FASTNAS_DISPATCH(backward_pixels<T>, p, f, begin, end, sums);
+}
+
+template <class T>
+void forward(const Params& p) {
+  const Factors<T> factors(p);
+  for_each_chunk(p.pixels, kForwardChunk,
+                 [&](int64_t, int64_t begin, int64_t end) { forward_pixels(p, factors, begin, end); });
+}
+
+template <class T>
+void backward(const Params& p) {
+  const Factors<T> factors(p);
+  const int64_t branches = static_cast<int64_t>(p.branches.size()), size = (branches + 1) * p.channels;
+  // Chunks are added up in groups, groups in order: a group is a task with its own sums.
+  const int64_t groups = std::min<int64_t>(64, (p.pixels + kBackwardChunk - 1) / kBackwardChunk);
+  const int64_t chunks = (p.pixels + kBackwardChunk - 1) / kBackwardChunk;
+  const int64_t per_group = groups == 0 ? 0 : (chunks + groups - 1) / groups;
+  const AlignedArray<double> sums(std::max<int64_t>(1, groups) * size);
+  for_each_chunk(chunks, std::max<int64_t>(1, per_group), [&](int64_t group, int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk)
+      backward_pixels(p, factors, chunk * kBackwardChunk, std::min(p.pixels, (chunk + 1) * kBackwardChunk),
+                      sums.data() + group * size);
+  });
+  for (int64_t group = 1; group < groups; ++group)
+    for (int64_t i = 0; i < size; ++i) sums.data()[i] += sums.data()[group * size + i];
+
+  const double* totals = sums.data() + branches * p.channels;
+  const double count = static_cast<double>(p.pixels);
+  for (int64_t k = 0; k < branches; ++k) {
+    const Branch& b = p.branches[k];
+    const double* products = sums.data() + k * p.channels;
+    const double weight = Factors<T>::weight_of(b);
+    double weight_grad = 0;
+    for (int64_t c = 0; c < p.channels; ++c) {
+      const double rstd = Factors<T>::rstd_of(b, p, c), mean = Factors<T>::mean_of(b, c);
+      weight_grad += rstd * products[c];
+      if (b.coefficients == nullptr) continue;
+      const bool through = p.training && p.pixels > 0;
+      const double of_x = through ? -weight * rstd * rstd * rstd * products[c] / count : 0;
+      T* out = static_cast<T*>(b.coefficients) + c;
+      out[0] = static_cast<T>(weight * rstd);
+      out[p.channels] = static_cast<T>(of_x);
+      out[2 * p.channels] = static_cast<T>(through ? -weight * rstd * totals[c] / count - of_x * mean : 0);
+    }
+    if (b.weight_grad != nullptr) *static_cast<T*>(b.weight_grad) = static_cast<T>(weight_grad);
+  }
+}
+
+}  // namespace
+
+void forward_cpu(const Params& p) { p.dtype == Dtype::float64 ? forward<double>(p) : forward<float>(p); }
+
+void backward_cpu(const Params& p) { p.dtype == Dtype::float64 ? backward<double>(p) : backward<float>(p); }
+
+}  // namespace fastnas::normalised_mixed_sum

@@ -1,0 +1,186 @@
+// The separable stage's binding: the branch table, every check of its arguments, and the registration.
+#include "separable_stage/separable_stage.h"
+
+#include "images.h"
+#include "stable.h"
+
+namespace fastnas::separable_stage {
+namespace {
+
+constexpr const char* kOp = "separable_stage: ";
+
+// A row of the branch table, as fastnas.ops.separable_stage.Branch writes it.
+struct Row {
+  int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm, grad;
+};
+constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
+
+std::vector<Row> read_table(const std::vector<int64_t>& table) {
+  FASTNAS_CHECK(!table.empty() && table.size() % kColumns == 0, kOp, "the table must hold ", kColumns,
+                " numbers a branch, got ", table.size());
+  std::vector<Row> rows;
+  for (size_t i = 0; i < table.size(); i += kColumns)
+    rows.push_back({table[i], table[i + 1], table[i + 2], table[i + 3], table[i + 4], table[i + 5], table[i + 6],
+                    table[i + 7], table[i + 8], table[i + 9], table[i + 10], table[i + 11]});
+  return rows;
+}
+
+void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& weights, int64_t norms) {
+  FASTNAS_CHECK(r.source >= 0 && r.source < static_cast<int64_t>(sources.size()), kOp, "branch of source ",
+                r.source, " among ", sources.size());
+  FASTNAS_CHECK(r.kernel == 0 || r.kernel == 3 || r.kernel == 5 || r.kernel == 7, kOp,
+                "kernel must be 3, 5, 7, or 0 for none, got ", r.kernel);
+  FASTNAS_CHECK(r.dilation >= 1 && r.stride >= 1 && r.channels >= 1, kOp,
+                "dilation, stride and channels must be positive, got ", r.dilation, ", ", r.stride, " and ",
+                r.channels);
+  FASTNAS_CHECK(r.shift >= 0 && r.shift < r.stride && (r.shift == 0 || r.kernel == 0), kOp,
+                "shift must be less than the stride, and 0 with a depthwise kernel, got ", r.shift);
+  const int64_t inputs = sources[r.source].size(1);
+  const int64_t depthwise = r.kernel == 0 ? 0 : r.depthwise;
+  FASTNAS_CHECK(depthwise >= 0 && depthwise + inputs * r.kernel * r.kernel <= weights.numel() && r.pointwise >= 0 &&
+                    r.pointwise + inputs * r.channels <= weights.numel(),
+                kOp, "a branch's weights lie outside of the ", weights.numel(), " given");
+  FASTNAS_CHECK(r.out >= 0 && r.out_channel >= 0, kOp, "out and its channel must not be negative");
+  FASTNAS_CHECK(r.norm >= -1 && r.norm < norms, kOp, "norm ", r.norm, " among ", norms);
+}
+
+// What forward and backward share. Outputs, statistics and gradients are filled in by them.
+Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
+              const Tensor& weights, const Tensor& statistics, const std::vector<Row>& rows, double eps,
+              bool training) {
+  FASTNAS_CHECK(!sources.empty() && sources.size() == source_norms.size(), kOp, "one norm a source is needed");
+  const Tensor& model = sources.front();
+  FASTNAS_CHECK(model.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(model));
+  FASTNAS_CHECK(model.scalar_type() == ScalarType::Float || model.scalar_type() == ScalarType::Double, kOp,
+                "sources must be float32 or float64, got ", dtype_text(model));
+  check_dense(weights, model, {weights.numel()}, kOp, "weights");
+  FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
+                "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
+  check_dense(statistics, model, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
+  Params params{{}, {}, model.size(0), eps, training, kernel_dtype(model)};
+  const int64_t norms = statistics.size(0), channels = statistics.size(2);
+  const int64_t element = model.element_size();
+  char* norm_data = static_cast<char*>(statistics.data_ptr());
+  const Images first = images_of(model, kOp, "sources");
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const Images x = images_like(sources[s], model, kOp, "sources");
+    check_size(x, first.count, x.channels, first.height, first.width, kOp, "sources");
+    const int64_t norm = source_norms[s];
+    FASTNAS_CHECK(norm >= -1 && norm < norms && (norm < 0 || x.channels == channels), kOp, "source of ",
+                  x.channels, " channels with norm ", norm, " among ", norms, " of ", channels);
+    params.sources.push_back({x.data, x.pixel, x.height, x.width, x.channels,
+                              norm < 0 ? nullptr : norm_data + norm * 2 * channels * element, nullptr, 0,
+                              nullptr});
+  }
+  const char* weight_data = static_cast<const char*>(weights.data_ptr());
+  for (const Row& r : rows) {
+    check_row(r, sources, weights, norms);
+    FASTNAS_CHECK(r.norm < 0 || r.out_channel + r.channels <= channels, kOp, "a norm has ", channels,
+                  " channels, an output more");
+    Branch b{};
+    b.source = r.source, b.kernel = r.kernel, b.dilation = r.dilation, b.stride = r.stride, b.shift = r.shift;
+    b.height = (first.height + r.stride - 1) / r.stride, b.width = (first.width + r.stride - 1) / r.stride;
+    b.channels = r.channels;
+    b.depthwise = r.kernel == 0 ? nullptr : weight_data + r.depthwise * element;
+    b.pointwise = weight_data + r.pointwise * element;
+    params.branches.push_back(b);
+  }
+  return params;
+}
+
+int64_t element_size(const Tensor& tensor) { return static_cast<int64_t>(tensor.element_size()); }
+
+std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
+                            const Tensor& weights, const Tensor& statistics, const std::vector<int64_t>& table,
+                            double eps, bool training) {
+  const std::vector<Row> rows = read_table(table);
+  Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
+  struct Out {
+    int64_t channels = 0, height = 0, width = 0;
+  };
+  std::vector<Out> wanted;
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const Branch& b = params.branches[k];
+    FASTNAS_CHECK(rows[k].out < static_cast<int64_t>(rows.size()), kOp, "output ", rows[k].out, " of ", rows.size(), " branches");
+    if (rows[k].out >= static_cast<int64_t>(wanted.size())) wanted.resize(rows[k].out + 1);
+    Out& out = wanted[rows[k].out];
+    FASTNAS_CHECK(out.channels == 0 || (out.height == b.height && out.width == b.width), kOp,
+                  "branches of one output must have one size");
+    out = {std::max(out.channels, rows[k].out_channel + rows[k].channels), b.height, b.width};
+  }
+  std::vector<Tensor> outs;
+  for (const Out& out : wanted)
+    outs.push_back(new_images(sources.front(), params.images, out.channels, out.height, out.width));
+  const int64_t element = element_size(statistics), channels = statistics.size(2);
+  char* norm_data = static_cast<char*>(statistics.data_ptr());
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const Row& r = rows[k];
+    Branch& b = params.branches[k];
+    b.raw = static_cast<char*>(outs[r.out].data_ptr()) + r.out_channel * element;
+    b.raw_pixel = wanted[r.out].channels;
+    if (r.norm >= 0) {
+      b.mean = norm_data + (r.norm * 2 * channels + r.out_channel) * element;
+      b.variance = norm_data + ((r.norm * 2 + 1) * channels + r.out_channel) * element;
+    }
+  }
+  if (params.images > 0) forward_cpu(params);
+  return outs;
+}
+
+void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
+              const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
+              const Tensor& weights, const Tensor& statistics, const Tensor& coefficients,
+              const std::vector<int64_t>& table, double eps, bool training,
+              const std::vector<Tensor>& weights_grad, const std::vector<Tensor>& source_grads) {
+  const std::vector<Row> rows = read_table(table);
+  Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
+  const Tensor& model = sources.front();
+  const int64_t element = element_size(model), channels = statistics.size(2);
+  check_dense(coefficients, model, {statistics.size(0), 3, channels}, kOp, "coefficients");
+  char* coefficient_data = static_cast<char*>(coefficients.data_ptr());
+  FASTNAS_CHECK(source_grads.size() == sources.size(), kOp, "one gradient a source is needed");
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const Images grad = images_like(source_grads[s], model, kOp, "source_grads");
+    Source& source = params.sources[s];
+    check_size(grad, params.images, source.channels, source.height, source.width, kOp, "source_grads");
+    source.grad = grad.data;
+    source.grad_pixel = grad.pixel;
+    if (source_norms[s] >= 0) source.coefficients = coefficient_data + source_norms[s] * 3 * channels * element;
+  }
+  char* weights_grad_data = nullptr;
+  if (!weights_grad.empty()) {
+    check_dense(weights_grad.front(), model, {weights.numel()}, kOp, "weights_grad");
+    weights_grad_data = static_cast<char*>(weights_grad.front().data_ptr());
+  }
+  for (size_t k = 0; k < rows.size(); ++k) {
+    const Row& r = rows[k];
+    Branch& b = params.branches[k];
+    FASTNAS_CHECK(r.out < static_cast<int64_t>(raws.size()) && r.grad >= 0 && r.grad < static_cast<int64_t>(grads.size()) && r.norm >= 0,
+                  kOp, "a branch names output ", r.out, " of ", raws.size(), ", gradient ", r.grad, " of ",
+                  grads.size(), " and norm ", r.norm);
+    const Images raw = images_like(raws[r.out], model, kOp, "raws");
+    const Images grad = images_like(grads[r.grad], model, kOp, "grads");
+    check_size(raw, params.images, raw.channels, b.height, b.width, kOp, "raws");
+    check_size(grad, params.images, raw.channels, b.height, b.width, kOp, "grads");
+    FASTNAS_CHECK(r.out_channel + r.channels <= raw.channels, kOp, "output ", r.out, " has too few channels");
+    b.raw = static_cast<char*>(raw.data) + r.out_channel * element;
+    b.raw_pixel = raw.pixel;
+    b.grad = static_cast<char*>(grad.data) + r.out_channel * element;
+    b.grad_pixel = grad.pixel;
+    b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * element;
+    b.coefficient_row = channels;
+    if (weights_grad_data != nullptr) {
+      if (b.kernel > 0) b.depthwise_grad = weights_grad_data + r.depthwise * element;
+      b.pointwise_grad = weights_grad_data + r.pointwise * element;
+    }
+  }
+  if (params.images > 0) backward_cpu(params);
+}
+
+}  // namespace
+}  // namespace fastnas::separable_stage
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("separable_stage", TORCH_BOX(&fastnas::separable_stage::forward));
+  m.impl("separable_stage_backward", TORCH_BOX(&fastnas::separable_stage::backward));
+}

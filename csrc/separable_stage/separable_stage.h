@@ -1,0 +1,57 @@
+// The separable stage: a = ReLU(x) or ReLU((x - mean) rstd), a depthwise k x k convolution (or none: every
+// stride-th pixel from `shift`), a 1x1 convolution to the raw output t, and mean and variance of t per channel. One call
+// runs all branches of a group of sources; a source is read once for all of its branches.
+//
+// Backward takes the gradient of t in the form a_c g + b_c t + c_c, the normalised mixed sum's, and forms it
+// on the fly; depthwise outputs are computed again.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dtype.h"
+
+namespace fastnas::separable_stage {
+
+// An image state: (N, height, width, channels), rows dense, pixels `pixel` elements apart.
+struct Source {
+  const void* x;
+  int64_t pixel, height, width, channels;
+  const void* norm;   // mean (channels), variance (channels); null: x is taken as it is
+  void* grad;         // backward: of x, added to; normalised: of (x - mean) rstd, written. Dense or `grad_pixel`
+  int64_t grad_pixel;
+  void* coefficients; // backward, normalised: (3, channels), the gradient of x as a grad + b x + c
+};
+
+struct Branch {
+  int64_t source;
+  int64_t kernel;  // 0: no depthwise convolution
+  int64_t dilation, stride, shift;
+  int64_t height, width, channels;  // of the output
+  const void* depthwise;            // (source channels, kernel, kernel)
+  const void* pointwise;            // (channels, source channels)
+  void* raw;                        // output t (read in backward), pixels raw_pixel apart
+  int64_t raw_pixel;
+  void* mean;  // forward: (channels), null: not wanted
+  void* variance;
+  const void* grad;  // backward: g, pixels grad_pixel apart
+  int64_t grad_pixel;
+  const void* coefficients;  // backward: a, b, c, coefficient_row apart
+  int64_t coefficient_row;
+  void* depthwise_grad;  // backward; null: not wanted
+  void* pointwise_grad;
+};
+
+struct Params {
+  std::vector<Source> sources;
+  std::vector<Branch> branches;
+  int64_t images;
+  double eps;     // of the sources' normalisation
+  bool training;  // statistics are those of the batch: they are wanted, and gradients flow through them
+  Dtype dtype;
+};
+
+void forward_cpu(const Params& params);
+void backward_cpu(const Params& params);
+
+}  // namespace fastnas::separable_stage

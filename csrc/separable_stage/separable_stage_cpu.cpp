@@ -1,0 +1,297 @@
+// The separable stage on the CPU: packed weights, the split into tasks, and the sums over images. The
+// arithmetic is in the kernel file.
+//
+// A task of forward is one image of one source; a task of backward is a chunk of images, whose bounds depend
+// on the number of images alone, of one source. So every sum has one order, for any number of threads.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "cpu/aligned.h"
+#include "cpu/element.h"
+#include "cpu/moments.h"
+#include "cpu/parallel.h"
+#include "separable_stage/separable_stage.h"
+
+namespace fastnas::separable_stage {
+
+using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
+
+// Rows of an output that make a tile: its three arrays stay in the first cache.
+inline int64_t tile_rows(int64_t width, int64_t channels) {
+  const int64_t positions = std::clamp<int64_t>(2048 / channels, 16, 64);
+  return std::max<int64_t>(1, positions / width);
+}
+
+// The planes of a source: `vectors` of them, rows of `columns` positions, `pad` of them zeros on each side.
+struct Planes {
+  int64_t pad, rows, columns, vectors;
+};
+
+// What a task holds beside its arguments.
+template <class T>
+struct Workspace {
+  T* input;       // planes of the activated source
+  T* input_grad;  // planes of its gradient
+  T* plane;       // planes of the gradient of a branch's depthwise output
+  T *a, *b, *c;   // tiles of (positions, channels)
+};
+
+// A call's arguments in whole vectors, and its partial sums. Offsets count elements.
+template <class T>
+class Packed {
+ public:
+  Packed(const Params& params, bool backward, int64_t chunks);
+
+  std::vector<const T*> rstd;       // of each source, 1 / sqrt(variance + eps)
+  std::vector<const T*> depthwise;  // of each branch (vectors, k k, lanes), then the same, taps in reverse
+  std::vector<const T*> pointwise;  // forward (source channels, whole channels), backward (channels, whole
+                                    // source channels)
+
+  std::vector<BatchMoments<T>> moments;  // forward: of each branch
+
+  double* source_sums(int64_t source, int64_t image) const {
+    return sums_.data() + sums_at_[source] + image * 2 * source_whole(source);
+  }
+  int64_t source_whole(int64_t source) const { return whole(params_.sources[source].channels); }
+  T* depthwise_grad(size_t k, int64_t chunk) const { return grad(depthwise_at_[k], chunk); }
+  T* pointwise_grad(size_t k, int64_t chunk) const { return grad(pointwise_at_[k], chunk); }
+  // Adds the partial sums of all chunks of images, in order, to the first's.
+  void add_chunks(int64_t chunks) const {
+    for_each_chunk(chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t chunk = 1; chunk < chunks; ++chunk)
+        for (int64_t i = begin; i < end; ++i) grads_.data()[i] += grads_.data()[chunk * chunk_size_ + i];
+    });
+  }
+  int64_t whole(int64_t channels) const { return (channels + lanes_ - 1) / lanes_ * lanes_; }
+  int64_t lanes() const { return lanes_; }
+
+ private:
+  T* grad(int64_t offset, int64_t chunk) const {
+    return offset < 0 ? nullptr : grads_.data() + chunk * chunk_size_ + offset;
+  }
+  void pack_depthwise(const Branch& b, int64_t channels, T* to) const;
+  void pack_pointwise(const Branch& b, int64_t channels, bool backward, T* to) const;
+
+  const Params& params_;
+  const int64_t lanes_ = vector_bytes() / static_cast<int64_t>(sizeof(T));
+  AlignedArray<T> packed_, grads_;
+  AlignedArray<double> sums_;
+  std::vector<int64_t> sums_at_, depthwise_at_, pointwise_at_;
+  int64_t chunk_size_ = 0;
+};
+
+template <class T>
+Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_(params) {
+  int64_t size = 0, sums = 0;
+  for (const Source& s : params.sources) {
+    size += whole(s.channels);
+    if (backward) {
+      sums_at_.push_back(sums);
+      sums += params.images * 2 * whole(s.channels);
+    }
+  }
+  for (const Branch& b : params.branches) {
+    const int64_t depth = whole(params.sources[b.source].channels), taps = b.kernel * b.kernel;
+    size += 2 * taps * depth + std::max(depth * b.channels, whole(b.channels) * params.sources[b.source].channels);
+    if (backward) {
+      depthwise_at_.push_back(b.depthwise_grad == nullptr ? -1 : chunk_size_);
+      if (b.depthwise_grad != nullptr) chunk_size_ += taps * depth;
+      pointwise_at_.push_back(b.pointwise_grad == nullptr ? -1 : chunk_size_);
+      if (b.pointwise_grad != nullptr) chunk_size_ += b.channels * depth;
+    } else {
+      moments.emplace_back(params.images, whole(b.channels));
+    }
+  }
+  packed_ = AlignedArray<T>(size);
+  sums_ = AlignedArray<double>(sums);
+  grads_ = AlignedArray<T>(chunks * chunk_size_);
+
+  T* to = packed_.data();
+  for (const Source& s : params.sources) {
+    rstd.push_back(to);
+    if (s.norm != nullptr)
+      for (int64_t c = 0; c < s.channels; ++c)
+        to[c] = static_cast<T>(1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps));
+    to += whole(s.channels);
+  }
+  for (const Branch& b : params.branches) {
+    const int64_t channels = params.sources[b.source].channels;
+    depthwise.push_back(to);
+    pack_depthwise(b, channels, to);
+    to += 2 * b.kernel * b.kernel * whole(channels);
+    pointwise.push_back(to);
+    pack_pointwise(b, channels, backward, to);
+    to += backward ? whole(channels) * b.channels : whole(b.channels) * channels;
+  }
+}
+
+template <class T>
+void Packed<T>::pack_depthwise(const Branch& b, int64_t channels, T* to) const {
+  const T* from = static_cast<const T*>(b.depthwise);
+  const int64_t taps = b.kernel * b.kernel;
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t k = 0; k < taps; ++k) {
+      T* vector = to + c / lanes_ * taps * lanes_ + c % lanes_;
+      vector[k * lanes_] = from[c * taps + k];
+      vector[whole(channels) * taps + (taps - 1 - k) * lanes_] = from[c * taps + k];
+    }
+}
+
+template <class T>
+void Packed<T>::pack_pointwise(const Branch& b, int64_t channels, bool backward, T* to) const {
+  const T* from = static_cast<const T*>(b.pointwise);
+  for (int64_t out = 0; out < b.channels; ++out)
+    for (int64_t in = 0; in < channels; ++in)
+      to[backward ? out * whole(channels) + in : in * whole(b.channels) + out] = from[out * channels + in];
+}
+
+#define FASTNAS_KERNEL_FILE "separable_stage/separable_stage_cpu_kernel.h"
+#include "cpu/for_each_level.h"
+
+namespace {
+
+constexpr int64_t kChunks = 16;  // of images in backward, each with its own partial sums
+
+template <class T>
+void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
+                   int64_t image, const Workspace<T>& w) {
+  FASTNAS_DISPATCH(forward_image<T>, params, packed, p, source, image, w);
+}
+
+template <class T>
+void backward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
+                    int64_t image, int64_t chunk, const Workspace<T>& w) {
+  FASTNAS_DISPATCH(backward_image<T>, params, packed, p, source, image, chunk, w);
+}
+
+// The one geometry of a call, so that its padding stays zero from task to task.
+template <class T>
+Planes planes_of(const Params& params, const Packed<T>& packed) {
+  Planes p{};
+  for (const Branch& b : params.branches)
+    p.pad = std::max(p.pad, std::max(b.shift, b.dilation * (b.kernel / 2)));
+  for (const Source& s : params.sources)
+    p.vectors = std::max(p.vectors, packed.whole(s.channels) / packed.lanes());
+  p.rows = params.sources.front().height + 2 * p.pad;
+  p.columns = params.sources.front().width + 2 * p.pad;
+  return p;
+}
+
+template <class T>
+class Scratch {
+ public:
+  Scratch(const Params& params, const Packed<T>& packed, const Planes& p, bool backward) {
+    const int64_t plane = p.vectors * p.rows * p.columns * packed.lanes();
+    int64_t tile = 0;
+    for (const Branch& b : params.branches) {
+      const Source& s = params.sources[b.source];
+      tile = std::max(tile, tile_rows(b.width, std::max(s.channels, b.channels)) * b.width *
+                                packed.whole(std::max(s.channels, b.channels)));
+    }
+    memory_ = AlignedArray<T>((backward ? 3 : 1) * plane + 3 * tile);
+    T* tiles = memory_.data() + (backward ? 3 : 1) * plane;
+    workspace = {memory_.data(), memory_.data() + plane, memory_.data() + 2 * plane, tiles, tiles + tile,
+                 tiles + 2 * tile};
+  }
+  Workspace<T> workspace;
+
+ private:
+  AlignedArray<T> memory_;
+};
+
+template <class T>
+void forward(const Params& params) {
+  const Packed<T> packed(params, false, 0);
+  const Planes planes = planes_of(params, packed);
+  const int64_t sources = static_cast<int64_t>(params.sources.size());
+  for_each_task(
+      sources * params.images, [&] { return Scratch<T>(params, packed, planes, false); },
+      [&](int64_t task, const Scratch<T>& scratch) {
+        const int64_t source = task / params.images;
+        Planes p = planes;
+        p.vectors = packed.source_whole(source) / packed.lanes();
+        forward_image(params, packed, p, source, task % params.images, scratch.workspace);
+      });
+  if (!params.training) return;
+  for (size_t k = 0; k < params.branches.size(); ++k) {
+    const Branch& b = params.branches[k];
+    if (b.mean == nullptr) continue;
+    for (int64_t c = 0; c < b.channels; ++c)
+      packed.moments[k].merge(c, b.height * b.width, static_cast<T*>(b.mean) + c, static_cast<T*>(b.variance) + c);
+  }
+}
+
+// The weights' gradients of one branch out of whole vectors, after the chunks were summed into the first.
+template <class T>
+void unpack_weights(const Params& params, const Packed<T>& packed, size_t k) {
+  const Branch& b = params.branches[k];
+  const int64_t channels = params.sources[b.source].channels, taps = b.kernel * b.kernel;
+  const int64_t lanes = packed.lanes(), row = packed.whole(channels);
+  if (b.depthwise_grad != nullptr)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t t = 0; t < taps; ++t)
+        static_cast<T*>(b.depthwise_grad)[c * taps + t] =
+            packed.depthwise_grad(k, 0)[(c / lanes * taps + t) * lanes + c % lanes];
+  if (b.pointwise_grad != nullptr)
+    for (int64_t out = 0; out < b.channels; ++out)
+      std::copy_n(packed.pointwise_grad(k, 0) + out * row, channels,
+                  static_cast<T*>(b.pointwise_grad) + out * channels);
+}
+
+// BatchNorm's backward as three coefficients a channel: d x = a d + b x + c, where d is the gradient of
+// (x - mean) rstd. Sums over the images in order.
+template <class T>
+void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t source) {
+  const Source& s = params.sources[source];
+  const double count = static_cast<double>(params.images * s.height * s.width);
+  const int64_t row = packed.source_whole(source);
+  T* out = static_cast<T*>(s.coefficients);
+  for (int64_t c = 0; c < s.channels; ++c) {
+    double sum = 0, product = 0;
+    for (int64_t image = 0; image < params.images; ++image) {
+      sum += packed.source_sums(source, image)[c];
+      product += packed.source_sums(source, image)[row + c];
+    }
+    const double mean = static_cast<double>(static_cast<const T*>(s.norm)[c]);
+    const double rstd = 1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps);
+    const double of_x = params.training ? -rstd * rstd * rstd * product / count : 0;
+    out[c] = static_cast<T>(rstd);
+    out[s.channels + c] = static_cast<T>(of_x);
+    out[2 * s.channels + c] = static_cast<T>(params.training ? -rstd * sum / count - of_x * mean : 0);
+  }
+}
+
+template <class T>
+void backward(const Params& params) {
+  const int64_t chunk_size = (params.images + kChunks - 1) / kChunks;
+  const int64_t chunks = (params.images + chunk_size - 1) / chunk_size;
+  const Packed<T> packed(params, true, chunks);
+  const Planes planes = planes_of(params, packed);
+  const int64_t sources = static_cast<int64_t>(params.sources.size());
+  for_each_task(
+      sources * chunks, [&] { return Scratch<T>(params, packed, planes, true); },
+      [&](int64_t task, const Scratch<T>& scratch) {
+        const int64_t source = task / chunks, chunk = task % chunks;
+        Planes p = planes;
+        p.vectors = packed.source_whole(source) / packed.lanes();
+        for (int64_t image = chunk * chunk_size; image < std::min(params.images, (chunk + 1) * chunk_size); ++image)
+          backward_image(params, packed, p, source, image, chunk, scratch.workspace);
+      });
+  packed.add_chunks(chunks);
+  for (size_t k = 0; k < params.branches.size(); ++k) unpack_weights(params, packed, k);
+  for (int64_t source = 0; source < sources; ++source)
+    if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
+}
+
+}  // namespace
+
+void forward_cpu(const Params& params) {
+  params.dtype == Dtype::float64 ? forward<double>(params) : forward<float>(params);
+}
+
+void backward_cpu(const Params& params) {
+  params.dtype == Dtype::float64 ? backward<double>(params) : backward<float>(params);
+}
+
+}  // namespace fastnas::separable_stage

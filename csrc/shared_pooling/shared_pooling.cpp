@@ -1,0 +1,102 @@
+// Shared pooling's binding: every check of its arguments, and the registration.
+#include "shared_pooling/shared_pooling.h"
+
+#include "images.h"
+#include "stable.h"
+
+namespace fastnas::shared_pooling {
+namespace {
+
+constexpr const char* kOp = "shared_pooling: ";
+
+Params params_of(const Tensor& x, int64_t stride) {
+  FASTNAS_CHECK(x.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(x));
+  FASTNAS_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, kOp,
+                "x must be float32 or float64, got ", dtype_text(x));
+  FASTNAS_CHECK(stride >= 1, kOp, "stride must be positive, got ", stride);
+  const Images images = images_of(x, kOp, "x");
+  Params p{};
+  p.x = images.data, p.pixel = images.pixel, p.images = images.count, p.channels = images.channels;
+  p.height = images.height, p.width = images.width, p.stride = stride;
+  p.out_height = (images.height + stride - 1) / stride, p.out_width = (images.width + stride - 1) / stride;
+  p.dtype = kernel_dtype(x);
+  return p;
+}
+
+// Where row `norm` of a (norms, rows, channels) tensor begins.
+void* row_of(const Tensor& tensor, int64_t norm, const Params& p) {
+  FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm, " of ",
+                p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
+  return static_cast<char*>(tensor.data_ptr()) + norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+}
+
+std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool maximum,
+                            const std::vector<int64_t>& average_norms, const std::vector<int64_t>& maximum_norms,
+                            const Tensor& statistics) {
+  Params p = params_of(x, stride);
+  FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
+                "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
+  check_dense(statistics, x, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
+  for (const int64_t norm : average_norms) p.average_norms.push_back(row_of(statistics, norm, p));
+  for (const int64_t norm : maximum_norms) p.maximum_norms.push_back(row_of(statistics, norm, p));
+  p.average_pixel = p.maximum_pixel = p.channels;
+  std::vector<Tensor> pooled;
+  for (const auto& [wanted, data] : {std::pair{average, &p.average}, std::pair{maximum, &p.maximum}})
+    if (wanted) {
+      pooled.push_back(new_images(x, p.images, p.channels, p.out_height, p.out_width));
+      *data = pooled.back().data_ptr();
+    }
+  if (x.numel() > 0) forward_cpu(p);
+  return pooled;
+}
+
+constexpr size_t kColumns = 5;  // average norm and weight, maximum norm and weight, skip weight; -1: none
+
+void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& average,
+              const std::vector<Tensor>& maximum, const std::vector<Tensor>& grads,
+              const std::vector<int64_t>& table, const Tensor& coefficients, const Tensor& weights,
+              const Tensor& x_grad) {
+  Params p = params_of(x, stride);
+  FASTNAS_CHECK(table.size() == kColumns * grads.size(), kOp, "the table must hold ", kColumns,
+                " numbers an edge, got ", table.size(), " for ", grads.size(), " edges");
+  FASTNAS_CHECK(coefficients.dim() == 3 && coefficients.size(1) == 3, kOp,
+                "coefficients must have shape (norms, 3, channels), got ", shape_text(coefficients));
+  check_dense(coefficients, x, {coefficients.size(0), 3, coefficients.size(2)}, kOp, "coefficients");
+  check_dense(weights, x, {weights.numel()}, kOp, "weights");
+  for (const auto& [given, data, pixel] : {std::tuple{&average, &p.average, &p.average_pixel},
+                                           std::tuple{&maximum, &p.maximum, &p.maximum_pixel}})
+    if (!given->empty()) {
+      const Images pooled = images_like(given->front(), x, kOp, "pooled");
+      check_size(pooled, p.images, p.channels, p.out_height, p.out_width, kOp, "pooled");
+      *data = pooled.data;
+      *pixel = pooled.pixel;
+    }
+  const Images to = images_like(x_grad, x, kOp, "x_grad");
+  check_size(to, p.images, p.channels, p.height, p.width, kOp, "x_grad");
+  p.x_grad = to.data;
+  p.x_grad_pixel = to.pixel;
+  const auto weight = [&](int64_t index) -> const void* {
+    FASTNAS_CHECK(index < weights.numel(), kOp, "weight ", index, " of ", weights.numel());
+    return index < 0 ? nullptr
+                     : static_cast<const char*>(weights.data_ptr()) + index * static_cast<int64_t>(weights.element_size());
+  };
+  const auto norm = [&](int64_t index) { return index < 0 ? nullptr : row_of(coefficients, index, p); };
+  for (size_t e = 0; e < grads.size(); ++e) {
+    const Images grad = images_like(grads[e], x, kOp, "grads");
+    check_size(grad, p.images, p.channels, p.out_height, p.out_width, kOp, "grads");
+    const int64_t* row = table.data() + e * kColumns;
+    FASTNAS_CHECK(row[4] < 0 || stride == 1, kOp, "a skip-connection has stride 1");
+    FASTNAS_CHECK((p.average != nullptr || row[1] < 0) && (p.maximum != nullptr || row[3] < 0), kOp,
+                  "an edge has a pooling whose output is not given");
+    p.edges.push_back({grad.data, grad.pixel, norm(row[0]), weight(row[1]), norm(row[2]), weight(row[3]), weight(row[4])});
+  }
+  if (x.numel() > 0) backward_cpu(p);
+}
+
+}  // namespace
+}  // namespace fastnas::shared_pooling
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("shared_pooling", TORCH_BOX(&fastnas::shared_pooling::forward));
+  m.impl("shared_pooling_backward", TORCH_BOX(&fastnas::shared_pooling::backward));
+}

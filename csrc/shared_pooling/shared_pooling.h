@@ -1,0 +1,40 @@
+// 3x3 average- and max-pooling of one state, shared by all edges that read it, with the mean and variance of both. The average
+// counts no padding; a maximum that stands several times is the first, row by row.
+//
+// Backward takes the gradients of the edges' targets: each edge's pooled branches get a g + b p + c (the
+// normalised mixed sum's coefficients) or, not normalised, w g; its skip-connection gets w g.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "dtype.h"
+
+namespace fastnas::shared_pooling {
+
+// What one edge wants of the gradient of its target; nulls: it has no such branch, or it is not normalised.
+struct Edge {
+  const void* grad;  // pixels grad_pixel apart
+  int64_t grad_pixel;
+  const void *average_coefficients, *average_weight;  // (3, channels), one number
+  const void *maximum_coefficients, *maximum_weight;
+  const void* skip_weight;
+};
+
+struct Params {
+  const void* x;
+  int64_t pixel, images, height, width, channels, stride;
+  int64_t out_height, out_width;
+  void *average, *maximum;  // pooled; null: not wanted. Forward writes, backward reads
+  int64_t average_pixel, maximum_pixel;
+  std::vector<void*> average_norms, maximum_norms;  // forward: each gets the mean (C) and variance (C)
+  std::vector<Edge> edges;                          // backward
+  void* x_grad;                                     // backward: added to
+  int64_t x_grad_pixel;
+  Dtype dtype;
+};
+
+void forward_cpu(const Params& params);
+void backward_cpu(const Params& params);
+
+}  // namespace fastnas::shared_pooling

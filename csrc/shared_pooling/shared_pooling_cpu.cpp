@@ -1,0 +1,69 @@
+// Shared pooling on the CPU: a task is one image; the arithmetic is in the kernel file.
+#include "shared_pooling/shared_pooling.h"
+
+#include <algorithm>
+
+#include "cpu/aligned.h"
+#include "cpu/element.h"
+#include "cpu/moments.h"
+#include "cpu/parallel.h"
+
+namespace fastnas::shared_pooling {
+
+using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
+
+#define FASTNAS_KERNEL_FILE "shared_pooling/shared_pooling_cpu_kernel.h"
+#include "cpu/for_each_level.h"
+
+namespace {
+
+constexpr int64_t kMaxLanes = 16;
+
+template <class T>
+void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum,
+                   T* tiles) {
+  FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum, tiles);
+}
+
+template <class T>
+void backward_image(const Params& p, int64_t image, T* tiles) {
+  FASTNAS_DISPATCH(backward_image<T>, p, image, tiles);
+}
+
+template <class T>
+void store_norms(const Params& p, const BatchMoments<T>& moments, const std::vector<void*>& norms) {
+  if (norms.empty()) return;
+  T* first = static_cast<T*>(norms.front());
+  for (int64_t c = 0; c < p.channels; ++c)
+    moments.merge(c, p.out_height * p.out_width, first + c, first + p.channels + c);
+  for (size_t k = 1; k < norms.size(); ++k)
+    std::copy_n(first, 2 * p.channels, static_cast<T*>(norms[k]));
+}
+
+template <class T>
+void forward(const Params& p) {
+  const int64_t row = (p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+  const BatchMoments<T> average(p.images, row), maximum(p.images, row);
+  for_each_task(
+      p.images, [&] { return AlignedArray<T>(2 * p.out_width * row); },
+      [&](int64_t image, const AlignedArray<T>& tiles) {
+        forward_image(p, image, average.of(image), maximum.of(image), tiles.data());
+      });
+  store_norms(p, average, p.average_norms);
+  store_norms(p, maximum, p.maximum_norms);
+}
+
+template <class T>
+void backward(const Params& p) {
+  for_each_task(
+      p.images, [&] { return AlignedArray<T>(2 * p.out_height * p.out_width * kMaxLanes); },
+      [&](int64_t image, const AlignedArray<T>& tiles) { backward_image(p, image, tiles.data()); });
+}
+
+}  // namespace
+
+void forward_cpu(const Params& p) { p.dtype == Dtype::float64 ? forward<double>(p) : forward<float>(p); }
+
+void backward_cpu(const Params& p) { p.dtype == Dtype::float64 ? backward<double>(p) : backward<float>(p); }
+
+}  // namespace fastnas::shared_pooling
