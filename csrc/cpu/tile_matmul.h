@@ -1,19 +1,19 @@
 // Products of small row-major matrices that lie in the first caches, on the vectors of cpu/vec.h. Included
 // inside a level's namespace, behind cpu/vec.h: no guard, no includes.
 
-// Rows that are in registers at once: with two vectors each 16 of AVX-512's 32 registers, 8 of AVX2's 16.
-inline constexpr int kTileRows = FASTNAS_VEC_BYTES == 64 ? 8 : 4;
+// Rows that are in registers at once, with V vectors each: half of the level's registers, the others hold the
+// factors.
+template <int V>
+inline constexpr int kTileRows = (FASTNAS_VEC_BYTES == 64 ? 16 : 8) / V;
 
-// c[r][0 .. V lanes) = sum_k a[k a_k + r a_row] b[k b_k + 0 .. V lanes), or += with kAdd.
-template <class T, int R, int V, bool kAdd>
-FASTNAS_INLINE void matmul_tile(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
-                                int64_t depth, T* c, int64_t c_row) {
-  constexpr int64_t lanes = kLanes<T>;
-  Vec<T> sum[R][V] = {};
+// sum[r][v] = sum_k a[k a_k + r a_row] b[k b_k + v lanes ..]
+template <class T, int R, int V>
+FASTNAS_INLINE void multiply_tile(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
+                                  Vec<T> (&sum)[R][V]) {
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> factor[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) factor[v] = load(b + k * b_k + v * lanes);
+    for (int v = 0; v < V; ++v) factor[v] = load(b + k * b_k + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const T scalar = a[k * a_k + r * a_row];
@@ -21,33 +21,81 @@ FASTNAS_INLINE void matmul_tile(const T* a, int64_t a_k, int64_t a_row, const T*
       for (int v = 0; v < V; ++v) sum[r][v] += factor[v] * scalar;
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      T* to = c + r * c_row + v * lanes;
-      store<T>(to, kAdd ? load(to) + sum[r][v] : sum[r][v]);
-    }
 }
 
-template <class T, int V, bool kAdd>
-FASTNAS_INLINE void matmul_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
-                                 int64_t depth, T* c, int64_t c_row, int64_t rows) {
-  int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows)
-    matmul_tile<T, kTileRows, V, kAdd>(a + r * a_row, a_k, a_row, b, b_k, depth, c + r * c_row, c_row);
-  for (; r < rows; ++r)
-    matmul_tile<T, 1, V, kAdd>(a + r * a_row, a_k, a_row, b, b_k, depth, c + r * c_row, c_row);
-}
-
-// c (rows, width) = a (rows, depth) b (depth, width), or += with kAdd; `width` is a multiple of the lanes. a is
-// read by scalars with any strides, so it may be a transpose; rows of b and c are b_k and c_row apart.
+// What becomes of a product: stored, rows `row` apart and vectors `vector` apart, or added to what is there.
 template <class T, bool kAdd>
-inline void matmul(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth, T* c,
-                   int64_t c_row, int64_t rows, int64_t width) {
-  constexpr int64_t lanes = kLanes<T>;
+struct StoreProduct {
+  T* to;
+  int64_t row, vector;
+
+  template <int R, int V>
+  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&sum)[R][V]) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        T* at = to + (first_row + r) * row + (first_vector + v) * vector;
+        store<T>(at, kAdd ? load(at) + sum[r][v] : sum[r][v]);
+      }
+  }
+};
+
+// As StoreProduct, and asks for the cache lines of pixels that are needed soon, as many as there are results: spread
+// over the product, they arrive while it is computed.
+template <class T, bool kWrite>
+struct StoreAndPrefetch {
+  StoreProduct<T, false> product;
+  const T* soon;
+  int64_t pixel;
+
+  template <int R, int V>
+  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&sum)[R][V]) const {
+    product(first_row, first_vector, sum);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        const int64_t channel = (first_vector + v) * kLanes<T>;
+        __builtin_prefetch(soon + (first_row + r) * pixel + channel, kWrite ? 1 : 0);
+      }
+  }
+};
+
+template <class T, int R, int V, class Sink>
+FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
+                                  int64_t first_row, int64_t first_vector, Sink& sink) {
+  Vec<T> sum[R][V] = {};
+  multiply_tile<T, R, V>(a + first_row * a_row, a_k, a_row, b + first_vector * kLanes<T>, b_k, depth, sum);
+  sink(first_row, first_vector, sum);
+}
+
+template <class T, int V, class Sink>
+FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
+                                   int64_t rows, int64_t first_vector, Sink& sink) {
+  constexpr int whole = kTileRows<V>, half = whole / 2;
+  int64_t r = 0;
+  for (; r + whole <= rows; r += whole)
+    multiply_rows<T, whole, V>(a, a_k, a_row, b, b_k, depth, r, first_vector, sink);
+  if (r + half <= rows) {
+    multiply_rows<T, half, V>(a, a_k, a_row, b, b_k, depth, r, first_vector, sink);
+    r += half;
+  }
+  for (; r < rows; ++r) multiply_rows<T, 1, V>(a, a_k, a_row, b, b_k, depth, r, first_vector, sink);
+}
+
+// a (rows, depth) b (depth, vectors) into `sink`, tile by tile. a is read by scalars with any strides, so it
+// may be a transpose; rows of b are b_k apart.
+template <class T, class Sink>
+FASTNAS_INLINE void multiply(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
+                             int64_t rows, int64_t vectors, Sink& sink) {
   int64_t v = 0;
-  for (; v + 2 * lanes <= width; v += 2 * lanes)
-    matmul_panel<T, 2, kAdd>(a, a_k, a_row, b + v, b_k, depth, c + v, c_row, rows);
-  if (v < width) matmul_panel<T, 1, kAdd>(a, a_k, a_row, b + v, b_k, depth, c + v, c_row, rows);
+  for (; v + 2 <= vectors; v += 2) multiply_panel<T, 2>(a, a_k, a_row, b, b_k, depth, rows, v, sink);
+  if (v < vectors) multiply_panel<T, 1>(a, a_k, a_row, b, b_k, depth, rows, v, sink);
+}
+
+template <class T, class Sink>
+void matmul(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth, int64_t rows,
+            int64_t vectors, const Sink& sink) {
+  multiply(a, a_k, a_row, b, b_k, depth, rows, vectors, sink);
 }

@@ -30,9 +30,9 @@ void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& w
                 r.source, " among ", sources.size());
   FASTNAS_CHECK(r.kernel == 0 || r.kernel == 3 || r.kernel == 5 || r.kernel == 7, kOp,
                 "kernel must be 3, 5, 7, or 0 for none, got ", r.kernel);
-  FASTNAS_CHECK(r.dilation >= 1 && r.stride >= 1 && r.channels >= 1, kOp,
-                "dilation, stride and channels must be positive, got ", r.dilation, ", ", r.stride, " and ",
-                r.channels);
+  FASTNAS_CHECK((r.dilation == 1 || r.dilation == 2) && (r.stride == 1 || r.stride == 2) && r.channels >= 1, kOp,
+                "dilation and stride must be 1 or 2 and channels positive, got ", r.dilation, ", ", r.stride,
+                " and ", r.channels);
   FASTNAS_CHECK(r.shift >= 0 && r.shift < r.stride && (r.shift == 0 || r.kernel == 0), kOp,
                 "shift must be less than the stride, and 0 with a depthwise kernel, got ", r.shift);
   const int64_t inputs = sources[r.source].size(1);

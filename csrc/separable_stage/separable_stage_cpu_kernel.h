@@ -6,6 +6,8 @@
 #include "cpu/tile_matmul.h"
 #include "separable_stage/depthwise.h"
 
+inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
+
 template <class T>
 FASTNAS_INLINE int64_t plane_size(const Planes& p) {
   return p.rows * p.columns * kLanes<T>;
@@ -35,6 +37,7 @@ inline void activate(const Source& s, const Planes& p, const T* x, const T* rstd
       const T* from = x + y * s.width * s.pixel + c;
       T* to = at(planes, p, v, y + p.pad, p.pad);
       for (int64_t i = 0; i < s.width; ++i) {
+        __builtin_prefetch(from + (i + kAhead) * s.pixel);
         Vec<T> value = load_channels(from + i * s.pixel, count);
         if (normalised) value = (value - mean) * scale;
         store<T>(to + i * kLanes<T>, value < zero ? zero : value);  // a NaN stays one
@@ -51,49 +54,24 @@ FASTNAS_INLINE const T* first_tap(const T* planes, const Planes& p, const Branch
 }
 
 // The depthwise outputs of rows [first, last) as (positions, channels).
-template <class T, int K>
+template <class T>
 inline void depthwise_tile(const Branch& b, const Planes& p, const T* planes, const T* weights, int64_t first,
                            int64_t last, T* out) {
   constexpr int64_t lanes = kLanes<T>;
-  const int64_t width = p.vectors * lanes;
+  const int64_t width = p.vectors * lanes, taps = b.kernel * b.kernel;
   for (int64_t v = 0; v < p.vectors; ++v)
     for (int64_t y = first; y < last; ++y) {
       const T* in = first_tap(planes, p, b, v, y);
       T* to = out + (y - first) * b.width * width + v * lanes;
-      if constexpr (K == 0) {
+      if (b.kernel == 0)
         for (int64_t x = 0; x < b.width; ++x) store<T>(to + x * width, load(in + x * b.stride * lanes));
-      } else {
-        depthwise_row<T, K, false>(in, b.stride * lanes, b.dilation * lanes, b.dilation * p.columns * lanes,
-                                   weights + v * K * K * lanes, to, width, b.width);
-      }
+      else
+        depthwise_of<T>(b.kernel, b.stride, b.dilation)
+            .row(in, b.dilation * p.columns * lanes, weights + v * taps * lanes, to, width, b.width);
     }
 }
 
-#define FASTNAS_KERNEL_SIZES(kernel, call) \
-  switch (kernel) {                        \
-    case 0: {                              \
-      constexpr int K = 0;                 \
-      call;                                \
-      break;                               \
-    }                                      \
-    case 3: {                              \
-      constexpr int K = 3;                 \
-      call;                                \
-      break;                               \
-    }                                      \
-    case 5: {                              \
-      constexpr int K = 5;                 \
-      call;                                \
-      break;                               \
-    }                                      \
-    default: {                             \
-      constexpr int K = 7;                 \
-      call;                                \
-    }                                      \
-  }
-
-// Forward of one image of one source. `depthwise` and `pointwise` are the packed weights of each branch, `moments`
-// what is wanted of each.
+// Forward of one image of one source.
 template <class T>
 inline void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
                           int64_t image, const Workspace<T>& w) {
@@ -111,11 +89,11 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
     const int64_t step = tile_rows(b.width, std::max(s.channels, b.channels));
     for (int64_t y = 0; y < b.height; y += step) {
       const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
-      FASTNAS_KERNEL_SIZES(b.kernel,
-                           (depthwise_tile<T, K>(b, p, w.input, packed.depthwise[k], y, end, w.a)))
-      matmul<T, false>(w.a, 1, depth, packed.pointwise[k], width, s.channels, w.b, width, positions, width);
-      store_pixels(w.b, width, positions, b.channels, raw + y * b.width * b.raw_pixel, b.raw_pixel,
-                   wanted ? &moments : nullptr, y == 0);
+      T* to = raw + y * b.width * b.raw_pixel;
+      depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
+      const StoreAndPrefetch<T, true> sink{{w.b, width, kLanes<T>}, to + positions * b.raw_pixel, b.raw_pixel};
+      matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, width / kLanes<T>, sink);
+      store_pixels(w.b, width, positions, b.channels, to, b.raw_pixel, wanted ? &moments : nullptr, y == 0);
     }
   }
 }
@@ -136,62 +114,84 @@ inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t p
   });
 }
 
+// The gradient of the activated source under a branch without depthwise convolution: a tile (positions,
+// channels) of rows [first, last), added.
+template <class T>
+inline void add_to_source(const Branch& b, const Planes& p, const T* tile, int64_t first, int64_t last,
+                          T* input_grad) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t width = p.vectors * lanes;
+  for (int64_t v = 0; v < p.vectors; ++v)
+    for (int64_t y = first; y < last; ++y) {
+      const T* from = tile + (y - first) * b.width * width + v * lanes;
+      T* to = at(input_grad, p, v, y * b.stride + b.shift + p.pad, b.shift + p.pad);
+      for (int64_t x = 0; x < b.width; ++x, to += b.stride * lanes)
+        store<T>(to, load(to) + load(from + x * width));
+    }
+}
+
+// The transpose of the depthwise convolution, from w.plane to w.input_grad: added, or written if that is `fresh`.
+template <class T>
+inline void depthwise_transpose(const Source& s, const Branch& b, const Planes& p, const T* weights, bool fresh,
+                                const Workspace<T>& w) {
+  constexpr int64_t lanes = kLanes<T>;
+  const Depthwise<T>& depthwise = depthwise_of<T>(b.kernel, b.stride, b.dilation);
+  const int64_t taps = b.kernel * b.kernel, tap_row = b.dilation * p.columns * lanes;
+  const int64_t offset = p.pad - b.dilation * (b.kernel / 2);
+  for (int64_t v = 0; v < p.vectors; ++v) {
+    const T* forward = weights + v * taps * lanes;
+    if (b.stride == 1)
+      for (int64_t y = 0; y < s.height; ++y)
+        (fresh ? depthwise.row : depthwise.add_row)(
+            at(w.plane, p, v, y + offset, offset), tap_row, forward + p.vectors * lanes * taps,
+            at(w.input_grad, p, v, y + p.pad, p.pad), lanes, s.width);
+    else
+      for (int64_t y = 0; y < b.height; ++y)
+        depthwise.scatter(at(w.input_grad, p, v, y * b.stride + offset, offset), tap_row, forward,
+                          at(w.plane, p, v, y + p.pad, p.pad), b.width);
+  }
+}
+
 // Gradients of one branch and one image: of its weights, added to `depthwise_grad` and `pointwise_grad` (null: not
-// wanted), and of the activated source, added to w.input_grad.
-template <class T, int K>
+// wanted), and of the activated source, added to w.input_grad, or written if that is `fresh`.
+template <class T>
 inline void backward_branch(const Source& s, const Branch& b, const Planes& p, int64_t image,
                             const T* depthwise, const T* pointwise, T* depthwise_grad, T* pointwise_grad,
-                            const Workspace<T>& w) {
+                            bool fresh, const Workspace<T>& w) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t width = whole_vectors<T>(b.channels), depth = p.vectors * lanes;
   const T* grad = static_cast<const T*>(b.grad) + image * b.height * b.width * b.grad_pixel;
   const T* raw = static_cast<const T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
   const int64_t step = tile_rows(b.width, std::max(s.channels, b.channels));
-  const int64_t tap = b.dilation * lanes, tap_row = b.dilation * p.columns * lanes;
   for (int64_t y = 0; y < b.height; y += step) {
     const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
     raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel, positions, width, w.b);
     if (pointwise_grad != nullptr) {
-      depthwise_tile<T, K>(b, p, w.input, depthwise, y, end, w.a);
-      matmul<T, true>(w.b, width, 1, w.a, depth, positions, pointwise_grad, depth, b.channels, depth);
+      depthwise_tile(b, p, w.input, depthwise, y, end, w.a);
+      const StoreProduct<T, true> sum{pointwise_grad, depth, lanes};
+      matmul(w.b, width, 1, w.a, depth, positions, b.channels, p.vectors, sum);
     }
-    matmul<T, false>(w.b, 1, width, pointwise, depth, b.channels, w.c, depth, positions, depth);
-    for (int64_t v = 0; v < p.vectors; ++v)
-      for (int64_t row = y; row < end; ++row) {
-        const T* from = w.c + (row - y) * b.width * depth + v * lanes;
-        if constexpr (K == 0) {
-          T* to = at(w.input_grad, p, v, row * b.stride + b.shift + p.pad, b.shift + p.pad);
-          for (int64_t x = 0; x < b.width; ++x)
-            store<T>(to + x * b.stride * lanes, load(to + x * b.stride * lanes) + load(from + x * depth));
-        } else {
-          T* to = at(w.plane, p, v, row + p.pad, p.pad);
-          for (int64_t x = 0; x < b.width; ++x) store<T>(to + x * lanes, load(from + x * depth));
-        }
-      }
-    if constexpr (K > 0) {
-      if (depthwise_grad != nullptr)
-        for (int64_t v = 0; v < p.vectors; ++v)
-          depthwise_weights<T, K>(first_tap(w.input, p, b, v, y), b.stride * lanes, tap, tap_row,
-                                  w.c + v * lanes, depth,
-                                  {end - y, b.width, b.stride * p.columns * lanes, b.width * depth},
-                                  depthwise_grad + v * K * K * lanes);
+    if (b.kernel == 0) {
+      const StoreProduct<T, false> tile{w.a, depth, lanes};
+      matmul(w.b, 1, width, pointwise, depth, b.channels, positions, p.vectors, tile);
+      add_to_source(b, p, w.a, y, end, w.input_grad);
+      continue;
     }
+    for (int64_t row = y; row < end; ++row) {
+      const int64_t soon = (row + end - y) * b.width;  // the next tile's
+      const StoreAndPrefetch<T, false> plane{{at(w.plane, p, 0, row + p.pad, p.pad), lanes, plane_size<T>(p)},
+                                             raw + soon * b.raw_pixel, b.raw_pixel};
+      matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors, plane);
+    }
+    if (depthwise_grad != nullptr)
+      for (int64_t v = 0; v < p.vectors; ++v)
+        depthwise_of<T>(b.kernel, b.stride, b.dilation)
+            .weights(first_tap(static_cast<const T*>(w.input), p, b, v, y), b.dilation * p.columns * lanes,
+                     at(w.plane, p, v, y + p.pad, p.pad), lanes,
+                     {end - y, b.width, b.stride * p.columns * lanes, p.columns * lanes},
+                     depthwise_grad + v * b.kernel * b.kernel * lanes);
   }
-  if constexpr (K > 0) {
-    const int64_t offset = p.pad - b.dilation * (K / 2);
-    for (int64_t v = 0; v < p.vectors; ++v)
-      if (b.stride == 1) {
-        const T* flipped = depthwise + depth * K * K + v * K * K * lanes;
-        for (int64_t y = 0; y < s.height; ++y)
-          depthwise_row<T, K, true>(at(w.plane, p, v, y + offset, offset), lanes, tap, tap_row, flipped,
-                                    at(w.input_grad, p, v, y + p.pad, p.pad), lanes, s.width);
-      } else {
-        for (int64_t y = 0; y < b.height; ++y)
-          depthwise_scatter<T, K>(at(w.input_grad, p, v, y * b.stride + offset, offset), b.stride * lanes, tap,
-                                  tap_row, depthwise + v * K * K * lanes,
-                                  at(w.plane, p, v, y + p.pad, p.pad), lanes, b.width);
-      }
-  }
+  if (b.kernel > 0) depthwise_transpose(s, b, p, depthwise, fresh, w);
 }
 
 // The gradient of the source from that of its activation: through the ReLU, and for a normalised source the
@@ -213,6 +213,7 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, con
       for (int64_t i = 0; i < s.width; ++i) {
         const Vec<T> passed = load(activated + i * kLanes<T>) > zero ? load(grad + i * kLanes<T>) : zero;
         T* to = out + (y * s.width + i) * s.grad_pixel + c;
+        __builtin_prefetch(to + kAhead * s.grad_pixel, 1);
         if (s.norm == nullptr) {
           store_channels(to, load_channels(to, count) + passed, count);
         } else {
@@ -237,13 +238,15 @@ inline void backward_image(const Params& params, const Packed<T>& packed, const 
   const Source& s = params.sources[source];
   activate(s, p, static_cast<const T*>(s.x) + image * s.height * s.width * s.pixel, packed.rstd[source],
            w.input);
-  std::fill(w.input_grad, w.input_grad + p.vectors * plane_size<T>(p), T(0));
+  bool fresh = true;
   for (size_t k = 0; k < params.branches.size(); ++k) {
     const Branch& b = params.branches[k];
     if (b.source != source) continue;
-    FASTNAS_KERNEL_SIZES(b.kernel, (backward_branch<T, K>(s, b, p, image, packed.depthwise[k],
-                                                           packed.pointwise[k], packed.depthwise_grad(k, chunk),
-                                                           packed.pointwise_grad(k, chunk), w)))
+    const bool gathers = b.kernel > 0 && b.stride == 1;
+    if (fresh && !gathers) std::fill(w.input_grad, w.input_grad + p.vectors * plane_size<T>(p), T(0));
+    backward_branch(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
+                    packed.pointwise_grad(k, chunk), fresh && gathers, w);
+    fresh = false;
   }
   double* sums = packed.source_sums(source, image);
   source_gradient(s, p, image, w, sums, sums + packed.source_whole(source));
