@@ -9,14 +9,16 @@
 
 namespace fastnas::cpu {
 
-// `size` elements, zero, from a boundary of 64 bytes.
+enum class Fill { zero, none };
+
+// `size` elements from a boundary of 64 bytes.
 template <class T>
 class AlignedArray {
  public:
   AlignedArray() = default;
-  explicit AlignedArray(int64_t size)
+  explicit AlignedArray(int64_t size, Fill fill = Fill::zero)
       : data_(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kAlignment))) {
-    std::fill(data_.get(), data_.get() + size, T(0));
+    if (fill == Fill::zero) std::fill(data_.get(), data_.get() + size, T(0));
   }
   T* data() const { return data_.get(); }
 

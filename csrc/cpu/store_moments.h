@@ -6,7 +6,7 @@
 template <class T>
 inline void store_pixels(const T* tile, int64_t width, int64_t positions, int64_t channels, T* pixels,
                          int64_t pixel, const Moments<T>* moments, bool first) {
-  for_each_vector<T>(channels, [&](int64_t, int64_t c, int64_t count) {
+  for_each_vector<T>(channels, [&](int64_t, int64_t c, auto count) {
     const T* from = tile + c;
     T* to = pixels + c;
     if (moments == nullptr) {
@@ -40,7 +40,7 @@ inline void store_pixels(const T* tile, int64_t width, int64_t positions, int64_
     }
     const Vec<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     const Vec<T> all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
-    for (int64_t l = 0; l < std::min(count, kLanes<T>); ++l) {
+    for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
       moments->sum[c + l] += static_cast<double>(all[l]);
       moments->squares[c + l] += static_cast<double>(all_squares[l]);
     }

@@ -2,6 +2,7 @@
 // in one order; the arithmetic is in the kernel file.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/aligned.h"
 #include "cpu/element.h"

@@ -1,99 +1,110 @@
-// Some pixels of the normalised mixed sum. Branches are taken kTogether at a time: as many streams from memory as are
-// followed well, and sums over them that stay in registers.
+// Some pixels of the normalised mixed sum. Branches are taken kTogether at a time, over up to kWide vectors of
+// channels: as many streams from memory as are followed well, whole cache lines of each, and sums that stay in registers.
 #include "cpu/channels.h"
 
 inline constexpr int kTogether = 4;
+inline constexpr int kWide = 4;
+inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
 
-// out += sum of K branches from `first`, over pixels [begin, end) of one vector of channels; starts from
-// `constant` instead of out where that is not null.
+// Pointers to K branches from `first`, at channel c.
 template <class T, int K>
-FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
-                                 int64_t c, int64_t count, const T* constant) {
-  Vec<T> scale[K];
+struct Streams {
   const T* x[K];
-  for (int k = 0; k < K; ++k) {
-    scale[k] = load(f.scale(first + k) + c);
-    x[k] = static_cast<const T*>(p.branches[first + k].x) + c;
+  int64_t pixel[K];
+
+  FASTNAS_INLINE Streams(const Params& p, size_t first, int64_t c) {
+    for (int k = 0; k < K; ++k) {
+      x[k] = static_cast<const T*>(p.branches[first + k].x) + c;
+      pixel[k] = p.branches[first + k].pixel;
+    }
   }
-  T* out = static_cast<T*>(p.out) + c;
-  for (int64_t i = begin; i < end; ++i) {
-    Vec<T> sum = constant != nullptr ? load(constant + c) : load_channels(out + i * p.out_pixel, count);
+  // Vector v of pixel i of branch k.
+  template <class Count>
+  FASTNAS_INLINE Vec<T> read(int k, int64_t i, int v, Count count) const {
+    const T* from = x[k] + i * pixel[k] + v * kLanes<T>;
+    __builtin_prefetch(from + kAhead * pixel[k]);
+    return load_channels(from, count);
+  }
+};
+
+// out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from the
+// factors' constant instead of out where `first` is 0.
+template <class T, int K, int V, class Count>
+FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
+                                 int64_t c, Count count) {
+  const Streams<T, K> streams(p, first, c);
+  Vec<T> scale[K][V];
+  for (int k = 0; k < K; ++k)
+    for (int v = 0; v < V; ++v) scale[k][v] = load(f.scale(first + k) + c + v * kLanes<T>);
+  for (int64_t i = begin; i < end; ++i)
 #pragma GCC unroll 4
-    for (int k = 0; k < K; ++k)
-      sum += scale[k] * load_channels(x[k] + i * p.branches[first + k].pixel, count);
-    store_channels(out + i * p.out_pixel, sum, count);
-  }
+    for (int v = 0; v < V; ++v) {
+      T* to = static_cast<T*>(p.out) + i * p.out_pixel + c + v * kLanes<T>;
+      Vec<T> sum = first == 0 ? load(f.constant() + c + v * kLanes<T>) : load_channels(to, count);
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) sum += scale[k][v] * streams.read(k, i, v, count);
+      store_channels(to, sum, count);
+    }
+}
+
+// sums[k] += <g, x_k - mean_k> for K branches from `first`, of which the first call also sums g itself into the
+// last row.
+template <class T, int K, int V, class Count>
+FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
+                                 int64_t c, Count count, double* sums) {
+  const Streams<T, K> streams(p, first, c);
+  Vec<T> mean[K][V], product[K][V] = {}, total[V] = {};
+  for (int k = 0; k < K; ++k)
+    for (int v = 0; v < V; ++v) mean[k][v] = load(f.mean(first + k) + c + v * kLanes<T>);
+  const T* grad = static_cast<const T*>(p.out) + c;
+  for (int64_t i = begin; i < end; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const Vec<T> g = load_channels(grad + i * p.out_pixel + v * kLanes<T>, count);
+      total[v] += g;
+#pragma GCC unroll 4
+      for (int k = 0; k < K; ++k) product[k][v] += g * (streams.read(k, i, v, count) - mean[k][v]);
+    }
+  for (int v = 0; v < V; ++v)
+    for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
+      double* channel = sums + c + v * kLanes<T> + l;
+      if (first == 0) channel[p.branches.size() * p.channels] += static_cast<double>(total[v][l]);
+      for (int k = 0; k < K; ++k) channel[(first + k) * p.channels] += static_cast<double>(product[k][v][l]);
+    }
+}
+
+// Calls body(constant K, first branch, constant V, first channel, Whole or number of channels) for all branches
+// and vectors.
+template <class T, class Body>
+FASTNAS_INLINE void for_each_group(const Params& p, const Body& body) {
+  const auto over_branches = [&](auto width, int64_t c, auto count) {
+    const size_t branches = p.branches.size();
+    size_t k = 0;
+    for (; k + kTogether <= branches; k += kTogether)
+      body(std::integral_constant<int, kTogether>{}, k, width, c, count);
+    for (; k < branches; ++k) body(std::integral_constant<int, 1>{}, k, width, c, count);
+  };
+  int64_t c = 0;
+  for (; c + kWide * kLanes<T> <= p.channels; c += kWide * kLanes<T>)
+    over_branches(std::integral_constant<int, kWide>{}, c, Whole{});
+  for (; c + 2 * kLanes<T> <= p.channels; c += 2 * kLanes<T>)
+    over_branches(std::integral_constant<int, 2>{}, c, Whole{});
+  for (; c + kLanes<T> <= p.channels; c += kLanes<T>)
+    over_branches(std::integral_constant<int, 1>{}, c, Whole{});
+  if (c < p.channels) over_branches(std::integral_constant<int, 1>{}, c, p.channels - c);
 }
 
 template <class T>
 inline void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end) {
-  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, int64_t count) {
-    for (size_t k = 0; k < p.branches.size(); k += kTogether) {
-      const T* constant = k == 0 ? f.constant() : nullptr;
-      switch (std::min<size_t>(kTogether, p.branches.size() - k)) {
-        case 1:
-          add_branches<T, 1>(p, f, k, begin, end, c, count, constant);
-          break;
-        case 2:
-          add_branches<T, 2>(p, f, k, begin, end, c, count, constant);
-          break;
-        case 3:
-          add_branches<T, 3>(p, f, k, begin, end, c, count, constant);
-          break;
-        default:
-          add_branches<T, 4>(p, f, k, begin, end, c, count, constant);
-      }
-    }
+  for_each_group<T>(p, [&](auto branches, size_t first, auto width, int64_t c, auto count) {
+    add_branches<T, decltype(branches)::value, decltype(width)::value>(p, f, first, begin, end, c, count);
   });
-}
-
-// sums[k] += <g, x_k - mean_k> for K branches from `first`; the sum of g itself goes to `total` where that is not
-// null.
-template <class T, int K>
-FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
-                                 int64_t c, int64_t count, double* total, double* const* sums) {
-  Vec<T> mean[K], product[K] = {}, sum = {};
-  const T* x[K];
-  for (int k = 0; k < K; ++k) {
-    mean[k] = load(f.mean(first + k) + c);
-    x[k] = static_cast<const T*>(p.branches[first + k].x) + c;
-  }
-  const T* grad = static_cast<const T*>(p.out) + c;
-  for (int64_t i = begin; i < end; ++i) {
-    const Vec<T> g = load_channels(grad + i * p.out_pixel, count);
-    sum += g;
-#pragma GCC unroll 4
-    for (int k = 0; k < K; ++k)
-      product[k] += g * (load_channels(x[k] + i * p.branches[first + k].pixel, count) - mean[k]);
-  }
-  for (int64_t l = 0; l < std::min(count, kLanes<T>); ++l) {
-    if (total != nullptr) total[c + l] += static_cast<double>(sum[l]);
-    for (int k = 0; k < K; ++k) sums[k][c + l] += static_cast<double>(product[k][l]);
-  }
 }
 
 // Adds one chunk's sums to sums (branches + 1, channels), of which the last row is the sum of g.
 template <class T>
 inline void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, double* sums) {
-  const size_t branches = p.branches.size();
-  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, int64_t count) {
-    for (size_t k = 0; k < branches; k += kTogether) {
-      double* rows[kTogether];
-      for (int j = 0; j < kTogether; ++j) rows[j] = sums + (k + j) * p.channels;
-      double* total = k == 0 ? sums + branches * p.channels : nullptr;
-      switch (std::min<size_t>(kTogether, branches - k)) {
-        case 1:
-          add_products<T, 1>(p, f, k, begin, end, c, count, total, rows);
-          break;
-        case 2:
-          add_products<T, 2>(p, f, k, begin, end, c, count, total, rows);
-          break;
-        case 3:
-          add_products<T, 3>(p, f, k, begin, end, c, count, total, rows);
-          break;
-        default:
-          add_products<T, 4>(p, f, k, begin, end, c, count, total, rows);
-      }
-    }
+  for_each_group<T>(p, [&](auto branches, size_t first, auto width, int64_t c, auto count) {
+    add_products<T, decltype(branches)::value, decltype(width)::value>(p, f, first, begin, end, c, count, sums);
   });
 }

@@ -56,6 +56,16 @@ class Packed {
   int64_t source_whole(int64_t source) const { return whole(params_.sources[source].channels); }
   T* depthwise_grad(size_t k, int64_t chunk) const { return grad(depthwise_at_[k], chunk); }
   T* pointwise_grad(size_t k, int64_t chunk) const { return grad(pointwise_at_[k], chunk); }
+  // Makes a chunk's part for the branches of `source` zero.
+  void clear_grads(int64_t source, int64_t chunk) const {
+    for (size_t k = 0; k < params_.branches.size(); ++k) {
+      const Branch& b = params_.branches[k];
+      if (b.source != source) continue;
+      const int64_t row = source_whole(source);
+      if (T* at = depthwise_grad(k, chunk)) std::fill_n(at, b.kernel * b.kernel * row, T(0));
+      if (T* at = pointwise_grad(k, chunk)) std::fill_n(at, b.channels * row, T(0));
+    }
+  }
   // Adds the partial sums of all chunks of images, in order, to the first's.
   void add_chunks(int64_t chunks) const {
     for_each_chunk(chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
@@ -105,7 +115,7 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
   }
   packed_ = AlignedArray<T>(size);
   sums_ = AlignedArray<double>(sums);
-  grads_ = AlignedArray<T>(chunks * chunk_size_);
+  grads_ = AlignedArray<T>(chunks * chunk_size_, Fill::none);
 
   T* to = packed_.data();
   for (const Source& s : params.sources) {
@@ -115,35 +125,44 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
         to[c] = static_cast<T>(1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps));
     to += whole(s.channels);
   }
+  std::vector<T*> places;
   for (const Branch& b : params.branches) {
     const int64_t channels = params.sources[b.source].channels;
+    places.push_back(to);
     depthwise.push_back(to);
-    pack_depthwise(b, channels, to);
     to += 2 * b.kernel * b.kernel * whole(channels);
     pointwise.push_back(to);
-    pack_pointwise(b, channels, backward, to);
     to += backward ? whole(channels) * b.channels : whole(b.channels) * channels;
   }
+  for_each_chunk(static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
+    const Branch& b = params.branches[k];
+    const int64_t channels = params.sources[b.source].channels;
+    pack_depthwise(b, channels, places[k]);
+    pack_pointwise(b, channels, backward, places[k] + (pointwise[k] - depthwise[k]));
+  });
 }
 
 template <class T>
 void Packed<T>::pack_depthwise(const Branch& b, int64_t channels, T* to) const {
   const T* from = static_cast<const T*>(b.depthwise);
-  const int64_t taps = b.kernel * b.kernel;
-  for (int64_t c = 0; c < channels; ++c)
+  const int64_t taps = b.kernel * b.kernel, reversed = whole(channels) * taps;
+  for (int64_t c = 0; c < channels; ++c) {
+    T* vector = to + c / lanes_ * taps * lanes_ + c % lanes_;
     for (int64_t k = 0; k < taps; ++k) {
-      T* vector = to + c / lanes_ * taps * lanes_ + c % lanes_;
       vector[k * lanes_] = from[c * taps + k];
-      vector[whole(channels) * taps + (taps - 1 - k) * lanes_] = from[c * taps + k];
+      vector[reversed + (taps - 1 - k) * lanes_] = from[c * taps + k];
     }
+  }
 }
 
 template <class T>
 void Packed<T>::pack_pointwise(const Branch& b, int64_t channels, bool backward, T* to) const {
   const T* from = static_cast<const T*>(b.pointwise);
   for (int64_t out = 0; out < b.channels; ++out)
-    for (int64_t in = 0; in < channels; ++in)
-      to[backward ? out * whole(channels) + in : in * whole(b.channels) + out] = from[out * channels + in];
+    if (backward)
+      std::copy_n(from + out * channels, channels, to + out * whole(channels));
+    else
+      for (int64_t in = 0; in < channels; ++in) to[in * whole(b.channels) + out] = from[out * channels + in];
 }
 
 #define FASTNAS_KERNEL_FILE "separable_stage/separable_stage_cpu_kernel.h"
@@ -275,11 +294,13 @@ void backward(const Params& params) {
         const int64_t source = task / chunks, chunk = task % chunks;
         Planes p = planes;
         p.vectors = packed.source_whole(source) / packed.lanes();
+        packed.clear_grads(source, chunk);
         for (int64_t image = chunk * chunk_size; image < std::min(params.images, (chunk + 1) * chunk_size); ++image)
           backward_image(params, packed, p, source, image, chunk, scratch.workspace);
       });
   packed.add_chunks(chunks);
-  for (size_t k = 0; k < params.branches.size(); ++k) unpack_weights(params, packed, k);
+  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1,
+                 [&](int64_t k, int64_t, int64_t) { unpack_weights(params, packed, static_cast<size_t>(k)); });
   for (int64_t source = 0; source < sources; ++source)
     if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
 }

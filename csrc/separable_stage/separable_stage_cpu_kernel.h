@@ -25,7 +25,7 @@ FASTNAS_INLINE const T* at(const T* planes, const Planes& p, int64_t vector, int
 // a = ReLU(x) or ReLU((x - mean) rstd) into padded planes; the padding is zero already.
 template <class T>
 inline void activate(const Source& s, const Planes& p, const T* x, const T* rstd, T* planes) {
-  for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, int64_t count) {
+  for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, auto count) {
     Vec<T> mean = {}, scale = {};
     const bool normalised = s.norm != nullptr;
     if (normalised) {
@@ -101,12 +101,13 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
 // dt = a g + b t + c of rows from y, (positions, width).
 template <class T>
 inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t width, T* out) {
-  for_each_vector<T>(b.channels, [&](int64_t, int64_t c, int64_t count) {
+  for_each_vector<T>(b.channels, [&](int64_t, int64_t c, auto count) {
     const T* coefficients = static_cast<const T*>(b.coefficients) + c;
     const Vec<T> of_grad = load_channels(coefficients, count);
     const Vec<T> of_raw = load_channels(coefficients + b.coefficient_row, count);
     const Vec<T> constant = load_channels(coefficients + 2 * b.coefficient_row, count);
     for (int64_t i = 0; i < positions; ++i) {
+      __builtin_prefetch(grad + (i + kAhead) * b.grad_pixel + c);
       const Vec<T> g = load_channels(grad + i * b.grad_pixel + c, count);
       const Vec<T> t = load_channels(raw + i * b.raw_pixel + c, count);
       store<T>(out + i * width + c, of_grad * g + (of_raw * t + constant));
@@ -153,11 +154,12 @@ inline void depthwise_transpose(const Source& s, const Branch& b, const Planes& 
 }
 
 // Gradients of one branch and one image: of its weights, added to `depthwise_grad` and `pointwise_grad` (null: not
-// wanted), and of the activated source, added to w.input_grad, or written if that is `fresh`.
+// wanted), and of the activated source, added to w.input_grad, or written if that is `fresh`. `next_raw` is what the
+// next branch will read.
 template <class T>
 inline void backward_branch(const Source& s, const Branch& b, const Planes& p, int64_t image,
                             const T* depthwise, const T* pointwise, T* depthwise_grad, T* pointwise_grad,
-                            bool fresh, const Workspace<T>& w) {
+                            bool fresh, const T* next_raw, const Workspace<T>& w) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t width = whole_vectors<T>(b.channels), depth = p.vectors * lanes;
   const T* grad = static_cast<const T*>(b.grad) + image * b.height * b.width * b.grad_pixel;
@@ -177,10 +179,10 @@ inline void backward_branch(const Source& s, const Branch& b, const Planes& p, i
       add_to_source(b, p, w.a, y, end, w.input_grad);
       continue;
     }
+    const T* soon = end < b.height ? raw + end * b.width * b.raw_pixel : next_raw;
     for (int64_t row = y; row < end; ++row) {
-      const int64_t soon = (row + end - y) * b.width;  // the next tile's
       const StoreAndPrefetch<T, false> plane{{at(w.plane, p, 0, row + p.pad, p.pad), lanes, plane_size<T>(p)},
-                                             raw + soon * b.raw_pixel, b.raw_pixel};
+                                             soon + (row - y) * b.width * b.raw_pixel, b.raw_pixel};
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors, plane);
     }
     if (depthwise_grad != nullptr)
@@ -203,7 +205,7 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, con
   const T* x = static_cast<const T*>(s.x) + image * pixels * s.pixel;
   T* out = static_cast<T*>(s.grad) + image * pixels * s.grad_pixel;
   const Vec<T> zero = {};
-  for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, int64_t count) {
+  for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, auto count) {
     Vec<T> mean = {};
     if (s.norm != nullptr) mean = load_channels(static_cast<const T*>(s.norm) + c, count);
     for (int64_t y = 0; y < s.height; ++y) {
@@ -223,12 +225,25 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, con
         }
       }
       if (s.norm != nullptr)
-        for (int64_t l = 0; l < std::min(count, kLanes<T>); ++l) {
+        for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
           sums[c + l] += static_cast<double>(sum[l]);
           products[c + l] += static_cast<double>(product[l]);
         }
     }
   });
+}
+
+// The next branch of the same source, or k if it is the last.
+inline size_t next(const Params& params, size_t k) {
+  for (size_t i = k + 1; i < params.branches.size(); ++i)
+    if (params.branches[i].source == params.branches[k].source) return i;
+  return k;
+}
+
+template <class T>
+inline const T* raw_of(const Params& params, size_t k, int64_t image) {
+  const Branch& b = params.branches[k];
+  return static_cast<const T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
 }
 
 // Backward of one image of one source; its chunk of images has the partial sums of the weights' gradients.
@@ -245,7 +260,7 @@ inline void backward_image(const Params& params, const Packed<T>& packed, const 
     const bool gathers = b.kernel > 0 && b.stride == 1;
     if (fresh && !gathers) std::fill(w.input_grad, w.input_grad + p.vectors * plane_size<T>(p), T(0));
     backward_branch(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
-                    packed.pointwise_grad(k, chunk), fresh && gathers, w);
+                    packed.pointwise_grad(k, chunk), fresh && gathers, raw_of<T>(params, next(params, k), image), w);
     fresh = false;
   }
   double* sums = packed.source_sums(source, image);

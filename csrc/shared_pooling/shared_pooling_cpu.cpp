@@ -2,6 +2,7 @@
 #include "shared_pooling/shared_pooling.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "cpu/aligned.h"
 #include "cpu/element.h"
@@ -45,7 +46,7 @@ void forward(const Params& p) {
   const int64_t row = (p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   const BatchMoments<T> average(p.images, row), maximum(p.images, row);
   for_each_task(
-      p.images, [&] { return AlignedArray<T>(2 * p.out_width * row); },
+      p.images, [&] { return AlignedArray<T>(2 * p.out_width * row + 2 * (p.width + 2) * kMaxLanes); },
       [&](int64_t image, const AlignedArray<T>& tiles) {
         forward_image(p, image, average.of(image), maximum.of(image), tiles.data());
       });

@@ -12,36 +12,50 @@ FASTNAS_INLINE Taps taps_inside(int64_t out, int64_t stride, int64_t size) {
   return {start < 0 ? -start : 0, std::min<int64_t>(3, size - start)};
 }
 
-// Larger of two, and NaN if either is: as max-pooling is defined.
 template <class T>
-FASTNAS_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
-  return (a > b) | (a != a) ? a : b;
+FASTNAS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
 }
 
-// Rows of pooled pixels, `average` and `maximum` both, as tiles (out_width, whole channels).
+// A row of pooled pixels, `average` and `largest`, as tiles (out_width, whole channels): first the windows' columns,
+// then their sums and maxima. `columns`: two rows of (width + 2) vectors.
 template <class T>
-inline void pool_row(const Params& p, const T* x, int64_t y, T* average, T* largest) {
+inline void pool_row(const Params& p, const T* x, int64_t y, T* columns, T* average, T* largest) {
+  constexpr int64_t lanes = kLanes<T>;
   const int64_t width = whole_vectors<T>(p.channels);
   const Taps rows = taps_inside(y, p.stride, p.height);
-  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, int64_t count) {
+  T* sums = columns + lanes;
+  T* maxima = columns + (p.width + 3) * lanes;
+  const Vec<T> zero = {}, least = zero - std::numeric_limits<T>::infinity();
+  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {
+    for (const int64_t outside : {int64_t{-1}, p.width}) {
+      store<T>(sums + outside * lanes, zero);
+      store<T>(maxima + outside * lanes, least);
+    }
+    const T* first = x + (y * p.stride - 1 + rows.first) * p.width * p.pixel + c;
+    for (int64_t i = 0; i < p.width; ++i) {
+      Vec<T> sum = load_channels(first + i * p.pixel, count), most = sum;
+      for (int64_t row = 1; row < rows.last - rows.first; ++row) {
+        const Vec<T> value = load_channels(first + (row * p.width + i) * p.pixel, count);
+        sum += value;
+        most = larger<T>(value, most);
+      }
+      store<T>(sums + i * lanes, sum);
+      store<T>(maxima + i * lanes, most);
+    }
     for (int64_t out = 0; out < p.out_width; ++out) {
-      const Taps columns = taps_inside(out, p.stride, p.width);
-      const T* corner = x + ((y * p.stride - 1) * p.width + out * p.stride - 1) * p.pixel + c;
-      Vec<T> sum = {}, most = {};
-      for (int64_t ky = rows.first; ky < rows.last; ++ky)
-        for (int64_t kx = columns.first; kx < columns.last; ++kx) {
-          const Vec<T> value = load_channels(corner + (ky * p.width + kx) * p.pixel, count);
-          sum += value;
-          most = ky == rows.first && kx == columns.first ? value : maximum<T>(value, most);
-        }
-      const int64_t inside = (rows.last - rows.first) * (columns.last - columns.first);
-      store<T>(average + out * width + c, sum * (T(1) / static_cast<T>(inside)));
-      store<T>(largest + out * width + c, most);
+      const Taps inside = taps_inside(out, p.stride, p.width);
+      const T share = T(1) / static_cast<T>((rows.last - rows.first) * (inside.last - inside.first));
+      const T* at = sums + out * p.stride * lanes;
+      const T* at_most = maxima + out * p.stride * lanes;
+      store<T>(average + out * width + c, (load(at - lanes) + load(at) + load(at + lanes)) * share);
+      store<T>(largest + out * width + c,
+               larger<T>(load(at_most - lanes), larger<T>(load(at_most), load(at_most + lanes))));
     }
   });
 }
 
-// `tiles`: two rows of pooled pixels.
+// `tiles`: two rows of pooled pixels, and two of columns.
 template <class T>
 inline void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& largest,
                           T* tiles) {
@@ -49,7 +63,7 @@ inline void forward_image(const Params& p, int64_t image, const Moments<T>& aver
   const T* x = static_cast<const T*>(p.x) + image * p.height * p.width * p.pixel;
   T* most = tiles + p.out_width * width;
   for (int64_t y = 0; y < p.out_height; ++y) {
-    pool_row(p, x, y, tiles, most);
+    pool_row(p, x, y, most + p.out_width * width, tiles, most);
     const int64_t row = (image * p.out_height + y) * p.out_width;
     if (p.average != nullptr)
       store_pixels(tiles, width, p.out_width, p.channels, static_cast<T*>(p.average) + row * p.average_pixel,
@@ -61,9 +75,9 @@ inline void forward_image(const Params& p, int64_t image, const Moments<T>& aver
 }
 
 // out (pixels, lanes) = sum over the edges of a g + b p + c, or w g.
-template <class T, class CoefficientsOf, class WeightOf>
+template <class T, class Count, class CoefficientsOf, class WeightOf>
 FASTNAS_INLINE void pooled_gradient(const Params& p, const T* pooled, int64_t pixel, int64_t first, int64_t c,
-                                    int64_t count, T* out, const CoefficientsOf& coefficients_of,
+                                    Count count, T* out, const CoefficientsOf& coefficients_of,
                                     const WeightOf& weight_of) {
   const int64_t pixels = p.out_height * p.out_width;
   Vec<T> of_pooled = {}, constant = {};
@@ -100,7 +114,7 @@ inline void backward_image(const Params& p, int64_t image, T* tiles) {
   T* average_grad = tiles;
   T* largest_grad = tiles + pixels * kLanes<T>;
   const Vec<T> zero = {};
-  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, int64_t count) {
+  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {
     pooled_gradient<T>(
         p, static_cast<const T*>(p.average), p.average_pixel, first, c, count, average_grad,
         [](const Edge& e) { return e.average_coefficients; }, [](const Edge& e) { return e.average_weight; });
@@ -108,10 +122,9 @@ inline void backward_image(const Params& p, int64_t image, T* tiles) {
       pooled_gradient<T>(
           p, largest, p.maximum_pixel, first, c, count, largest_grad,
           [](const Edge& e) { return e.maximum_coefficients; }, [](const Edge& e) { return e.maximum_weight; });
-    for (int64_t y = 0; y < p.out_height; ++y) {
-      const Taps rows = taps_inside(y, p.stride, p.height);
+    for (int64_t y = 0; y < p.out_height; ++y)
       for (int64_t out = 0; out < p.out_width; ++out) {
-        const Taps columns = taps_inside(out, p.stride, p.width);
+        const Taps rows = taps_inside(y, p.stride, p.height), columns = taps_inside(out, p.stride, p.width);
         const int64_t corner = (y * p.stride - 1) * p.width + out * p.stride - 1, i = y * p.out_width + out;
         const int64_t inside = (rows.last - rows.first) * (columns.last - columns.first);
         const Vec<T> share = load(average_grad + i * kLanes<T>) * (T(1) / static_cast<T>(inside));
@@ -120,20 +133,23 @@ inline void backward_image(const Params& p, int64_t image, T* tiles) {
           most = load_channels(largest + (first + i) * p.maximum_pixel + c, count);
           remaining = load(largest_grad + i * kLanes<T>);
         }
-        for (int64_t ky = rows.first; ky < rows.last; ++ky)
-          for (int64_t kx = columns.first; kx < columns.last; ++kx) {
-            T* to = x_grad + (corner + ky * p.width + kx) * p.x_grad_pixel + c;
-            Vec<T> sum = load_channels(to, count) + share;
-            if (largest != nullptr) {
-              const Vec<T> value = load_channels(x + (corner + ky * p.width + kx) * p.pixel + c, count);
-              const auto here = (value == most) | (value != value);
-              sum += here ? remaining : zero;
-              remaining = here ? zero : remaining;
-            }
-            store_channels(to, sum, count);
-          }
+        const auto add = [&](int64_t ky, int64_t kx) {
+          T* to = x_grad + (corner + ky * p.width + kx) * p.x_grad_pixel + c;
+          const auto here = load_channels(x + (corner + ky * p.width + kx) * p.pixel + c, count) == most;
+          const Vec<T> sum = load_channels(to, count) + share;
+          store_channels(to, here ? sum + remaining : sum, count);
+          remaining = here ? zero : remaining;
+        };
+        if (inside == 9) {
+#pragma GCC unroll 3
+          for (int64_t ky = 0; ky < 3; ++ky)
+#pragma GCC unroll 3
+            for (int64_t kx = 0; kx < 3; ++kx) add(ky, kx);
+        } else {
+          for (int64_t ky = rows.first; ky < rows.last; ++ky)
+            for (int64_t kx = columns.first; kx < columns.last; ++kx) add(ky, kx);
+        }
       }
-    }
     for (const Edge& e : p.edges) {
       if (e.skip_weight == nullptr) continue;
       const T weight = *static_cast<const T*>(e.skip_weight);

@@ -69,13 +69,10 @@ class SourcePlan:
     def __post_init__(self) -> None:
         self.outputs = 0  # of `first`
 
-    @property
-    def first_table(self) -> list[int]:
-        return [number for branch in self.first for number in branch]
-
-    @property
-    def second_table(self) -> list[int]:
-        return [number for branch in self.second for number in branch]
+    def finish(self) -> None:
+        """Writes the branches down as the ops' tables."""
+        self.first_table = [number for branch in self.first for number in branch]
+        self.second_table = [number for branch in self.second for number in branch]
 
 
 @dataclass(frozen=True)
@@ -121,6 +118,8 @@ class CellPlan:
         for row, (edge, primitives) in enumerate(zip(spec.edges, module.edges, strict=True)):
             assert isinstance(primitives, nn.ModuleDict)
             self._add_edge(row, edge, primitives)
+        for source in self.sources:
+            source.finish()
 
     def _preprocessing(self, module: nn.Module) -> Preprocessing:
         if isinstance(module, nn.Identity):
