@@ -55,7 +55,8 @@ FASTNAS_INLINE void store(T* to, Vec<Accumulator<T>> values) {
 
 // As store, past the caches: for outputs too large to be read again before they are evicted, this saves
 // reading every line before it is written. `to` must be aligned to the vector (is_stream_aligned); call
-// stream_fence() before another thread reads. AddressSanitizer sees no intrinsics: under it this is a plain store.
+// stream_fence() before another thread reads. AddressSanitizer sees no intrinsics: under it this is a plain
+// store.
 template <class T>
 FASTNAS_INLINE void store_streaming(T* to, Vec<Accumulator<T>> values) {
   const auto packed = pack<T>(values);
