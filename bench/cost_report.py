@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,10 @@ def machine(result: dict[str, Any]) -> str:
     """Where it was measured, and with what."""
     e, c = result["environment"], result["configuration"]
     side = c["base"]["image_size"]
+    commit = re.sub(r"(?<=[0-9a-f]{12})[0-9a-f]+", "", e["commit"] or "unknown commit")  # "+changes" stays
     return (
         f"{c['space']} on {side}x{side} images, float32; {e['device']}, {e['threads']} threads, torch {e['torch']},"
-        f" fastnas {e['fastnas']} ({e['commit']}), {e['date'][:10]}"
+        f" fastnas {e['fastnas']} ({commit}), {e['date'][:10]}"
     )
 
 
