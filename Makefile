@@ -8,7 +8,17 @@ BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP    := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
-.PHONY: install search test bench lint format clean
+# `make sanitize` builds here, beside the normal build. CPython and torch leak on purpose, so leaks are not looked for.
+# The sanitizers' runtime must be the process's first library, and with it the C++ library, which Python does not link.
+SANITIZED   := build/sanitize
+RUNTIME     := libasan.so libubsan.so libstdc++.so
+SANITIZE_IN := FASTNAS_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 \
+  PYTEST_ADDOPTS="-p no:cacheprovider --capture=sys --import-mode=append" \
+  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1 \
+  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+  LD_PRELOAD="$(foreach library,$(RUNTIME),$(shell $(CXX) -print-file-name=$(library)))"
+
+.PHONY: install search test bench sanitize lint format clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +41,12 @@ test: install
 
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)
+
+# PYTHONSAFEPATH and append: the normal build, which lies in this folder, must not be found first.
+# capture=sys: what the sanitizers write as they end the process is seen.
+sanitize: install
+	FASTNAS_SANITIZE=1 FASTNAS_CUDA=0 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .

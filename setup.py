@@ -1,7 +1,8 @@
 """Builds the extension module ``fastnas_C``; everything else about the package is in pyproject.toml.
 
 The environment decides: FASTNAS_CUDA=auto|0|1 (auto: where there is a CUDA toolkit and torch is a CUDA build;
-1: also for a torch without CUDA, which cannot run it), CUDA_HOME, TORCH_CUDA_ARCH_LIST and MAX_JOBS.
+1: also for a torch without CUDA, which cannot run it), CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS and
+FASTNAS_SANITIZE=0|1 (1: watched by sanitizers, as `make sanitize` needs it).
 """
 
 import glob
@@ -49,8 +50,9 @@ def extension():
     cuda = build_options.want_cuda(os.environ.get("FASTNAS_CUDA"), cuda_home, torch.version.cuda)
     sources = glob.glob("csrc/**/*.cpp", recursive=True)
     include_dirs = [str(ROOT / "csrc"), str(GENERATED), pybind11.get_include()]
-    flags = {"cxx": ["-O3", "-g0", "-fvisibility=hidden", "-Wno-psabi"]}
-    link, gencodes, described = [], [], ""
+    optimize, link, sanitizers = build_options.compile_flags(os.environ.get("FASTNAS_SANITIZE"))
+    flags = {"cxx": [*optimize, "-fvisibility=hidden", "-Wno-psabi"]}
+    gencodes, described = [], ""
     if cuda:
         # With a CPU-only torch cpp_extension leaves this None, whatever the environment says.
         cpp_extension.CUDA_HOME = cuda_home
@@ -68,6 +70,7 @@ def extension():
         "cuda": build_options.nvcc_version(cuda_home) if cuda else "",
         "cuda_architectures": described,
         "compiler": build_options.compiler_version(cpp_extension.get_cxx_compiler()),
+        "sanitizers": sanitizers,
     }
 
     class BuildAndReport(cpp_extension.BuildExtension):

@@ -13,6 +13,8 @@ OLDEST_TORCH = (2, 11)
 # Compiled where nvcc knows them, with PTX of the newest for GPUs yet to come.
 DEFAULT_ARCHITECTURES = ("80", "86", "89", "90", "100", "120")
 
+SANITIZERS = "address,undefined"
+
 
 def torch_problem():
     """One sentence if the installed torch cannot be built against, else None."""
@@ -60,6 +62,22 @@ def want_cuda(setting, cuda_home, torch_cuda):
             "fastnas: FASTNAS_CUDA=1, but no CUDA toolkit was found; put nvcc on the PATH or set CUDA_HOME."
         )
     return setting == "1" or (setting == "auto" and cuda_home is not None and torch_cuda is not None)
+
+
+def compile_flags(setting):
+    """``(compiler's flags, linker's flags, sanitizers)`` by the value of FASTNAS_SANITIZE (None: not set).
+
+    ``sanitizers`` is "" or as -fsanitize takes them. With 1, AddressSanitizer and UndefinedBehaviorSanitizer watch
+    the code, and the first fault ends the process. Stops the build with one sentence on an unknown setting.
+    """
+    setting = (setting or "0").strip()
+    if setting not in ("0", "1"):
+        raise SystemExit(f"fastnas: FASTNAS_SANITIZE must be 0 or 1, got '{setting}'.")
+    if setting == "0":
+        return ["-O3", "-g0"], [], ""
+    watch = [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=all"]
+    # Python's own flags hold -fwrapv, which makes signed overflow defined and so unseen.
+    return ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv", *watch], watch, SANITIZERS
 
 
 def gencode_flags(known):

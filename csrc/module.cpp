@@ -26,6 +26,7 @@ PYBIND11_MODULE(fastnas_C, m) {
         info["cuda"] = FASTNAS_CUDA;
         info["cuda_architectures"] = FASTNAS_CUDA_ARCHITECTURES;
         info["compiler"] = FASTNAS_COMPILER;
+        info["sanitizers"] = FASTNAS_SANITIZERS;
         return info;
       },
       "What this build was made of, as text.");

@@ -16,6 +16,7 @@ class BuildInfo:
         cuda: the toolkit's version, "" in a build without CUDA.
         cuda_architectures: the GPU code inside, as "sm_90 compute_90" or as TORCH_CUDA_ARCH_LIST was given.
         compiler: the C++ compiler's own description.
+        sanitizers: what watches the code, "address,undefined" in a build with FASTNAS_SANITIZE=1, else "".
         cpu_capability: the level of the CPU kernels in force ("baseline", "avx2" or "avx512").
         cpu_capabilities: the levels that this CPU can run, lowest first.
     """
@@ -26,6 +27,7 @@ class BuildInfo:
     cuda: str
     cuda_architectures: str
     compiler: str
+    sanitizers: str
     cpu_capability: str
     cpu_capabilities: tuple[str, ...]
 

@@ -55,10 +55,12 @@ FASTNAS_INLINE void store(T* to, Vec<Accumulator<T>> values) {
 
 // As store, past the caches: for outputs too large to be read again before they are evicted, this saves
 // reading every line before it is written. `to` must be aligned to the vector (is_stream_aligned); call
-// stream_fence() before another thread reads.
+// stream_fence() before another thread reads. AddressSanitizer sees no intrinsics: under it this is a plain
+// store.
 template <class T>
 FASTNAS_INLINE void store_streaming(T* to, Vec<Accumulator<T>> values) {
   const auto packed = pack<T>(values);
+#ifndef __SANITIZE_ADDRESS__
 #if FASTNAS_X86 && FASTNAS_VEC_BYTES >= 64
   if constexpr (sizeof(packed) == 64) return _mm512_stream_si512((__m512i*)to, (__m512i)packed);
 #endif
@@ -67,6 +69,7 @@ FASTNAS_INLINE void store_streaming(T* to, Vec<Accumulator<T>> values) {
 #endif
 #if FASTNAS_X86
   if constexpr (sizeof(packed) == 16) return _mm_stream_si128((__m128i*)to, (__m128i)packed);
+#endif
 #endif
   __builtin_memcpy(to, &packed, sizeof(packed));
 }

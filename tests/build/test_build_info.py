@@ -23,6 +23,7 @@ def test_fields():
     assert info.torch.startswith("2.") or int(info.torch.split(".")[0]) > 2
     assert info.commit
     assert info.compiler
+    assert info.sanitizers in ("", "address,undefined")
     assert bool(info.cuda) == bool(info.cuda_architectures)
     assert info.cpu_capabilities[0] == "baseline"
     assert info.cpu_capability in info.cpu_capabilities

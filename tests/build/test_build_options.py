@@ -46,6 +46,16 @@ def test_want_cuda_refuses():
         build_options.want_cuda("1", None, "13.0")
 
 
+def test_sanitizers_only_where_asked():
+    for setting in (None, "", "0", " 0 "):
+        assert build_options.compile_flags(setting) == (["-O3", "-g0"], [], "")
+    compiler, linker, sanitizers = build_options.compile_flags("1")
+    assert sanitizers == "address,undefined"
+    assert {"-fsanitize=address,undefined", "-fno-sanitize-recover=all"} == set(linker) < set(compiler)
+    with pytest.raises(SystemExit, match="FASTNAS_SANITIZE must be 0 or 1, got 'address'"):
+        build_options.compile_flags("address")
+
+
 @pytest.mark.parametrize(
     ("version", "sentence"),
     [

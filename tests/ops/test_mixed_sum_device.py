@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastnas.ops.mixed_sum import _mixed_sum_ref
+from tests.cuda_on_host import sanitizer_flags
 from tests.ops.accuracy import assert_as_accurate
 from tests.ops.test_mixed_sum import exact_value_and_grads, make, value_and_grads
 
@@ -44,6 +45,7 @@ def library(tmp_path_factory):
     target = tmp_path_factory.mktemp("host") / "mixed_sum.so"
     folders = [f"-I{ROOT / 'tests' / 'cuda_on_host'}", f"-I{ROOT / 'csrc'}"]
     options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-DFASTNAS_WITH_CUDA", "-x", "c++"]
+    options += sanitizer_flags()
     source = ROOT / "csrc" / "mixed_sum" / "mixed_sum_cuda.cu"
     subprocess.run([compiler, *options, *folders, source, "-o", target], check=True)
     return ctypes.CDLL(str(target))
