@@ -14,9 +14,14 @@ namespace {
 
 constexpr int64_t kChunk = 16384;  // work enough to hand to a thread
 
+// Weights of this many bytes are written past the caches, which saves reading them first: on an EPYC, 1.9 M
+// float32 on one core took 0.8 of torch.addcmul's time instead of 1.0. They are read over a whole forward
+// pass, whose activations would have taken their place in the caches.
+constexpr int64_t kStreamBytes = 4 << 20;
+
 template <class T>
-void perturb_chunk(const PerturbParams& p, T eps, int64_t begin, int64_t end) {
-  FASTNAS_DISPATCH(perturb_chunk<T>, p, eps, begin, end);
+void perturb_chunk(const PerturbParams& p, T eps, bool stream, int64_t begin, int64_t end) {
+  FASTNAS_DISPATCH(perturb_chunk<T>, p, eps, stream, begin, end);
 }
 
 template <class T>
@@ -27,8 +32,9 @@ void difference_chunk(const DifferenceParams& p, T scale, int64_t begin, int64_t
 template <class T>
 void perturb(const PerturbParams& p) {
   const T eps = signed_eps<T>(p);
+  const bool stream = is_stream_aligned(p.w) && p.n * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   for_each_chunk(p.n, kChunk,
-                 [&](int64_t, int64_t begin, int64_t end) { perturb_chunk<T>(p, eps, begin, end); });
+                 [&](int64_t, int64_t begin, int64_t end) { perturb_chunk<T>(p, eps, stream, begin, end); });
 }
 
 template <class T>

@@ -1,4 +1,4 @@
-"""An op's tests under other CPU levels, and an op under other numbers of threads."""
+"""An op's tests under other CPU levels, and an op under other numbers of threads or as another device runs it."""
 
 import os
 import subprocess
@@ -36,3 +36,9 @@ def runs_with_threads(function):
     finally:
         torch.set_num_threads(threads)
     return runs
+
+
+def as_on_cuda(name, *arguments):
+    """What CUDA tensors would get from the op: here, from the kernel registered for them, with tensors of the CPU."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)

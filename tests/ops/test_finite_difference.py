@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 from fastnas.errors import FastnasError
 from fastnas.ops import difference_, perturb_, vector_norm
-from fastnas.ops.finite_difference import _difference_ref, _perturb_ref
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import LEVELS, as_on_cuda, assert_passes_at, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -55,6 +54,18 @@ def check_accuracy(saved, u, behind, radius, sign):
 @pytest.mark.parametrize("size", SIZES)
 def test_accuracy_odd_sizes(size, sign, dtype):
     check_accuracy(*make(size, dtype), RADIUS, sign)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_accuracy_of_large_vectors(offset, dtype):
+    """More than 4 MiB, which are written past the caches where they are aligned."""
+    saved, u, _ = make((1 << 20) + 13, dtype)
+    w = torch.full((len(saved) + offset,), torch.nan, dtype=dtype)
+    perturb_(w[offset:], saved, u, vector_norm(u), RADIUS, 1)
+    terms = np.stack([wide(saved), wide(u) * (wide(torch.tensor(RADIUS).double()) / exact_norm(u))])
+    assert_as_accurate(w[offset:], plain_perturbed(saved, u, RADIUS, 1), Exact(terms, axis=0))
+    assert w[:offset].isnan().all()
 
 
 @given(
@@ -128,26 +139,26 @@ def test_not_finite_gradients_pass_through(value):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0, 1, 37, 2000])
-def test_references(size, dtype):
+def test_devices_without_a_kernel_do_the_same(size, dtype):
     saved, u, behind = make(size, dtype)
     norm, theirs = vector_norm(u), torch.full_like(saved, torch.nan)
     for sign in (1, -1):
-        _perturb_ref(theirs, saved, u, norm, RADIUS, sign)
+        as_on_cuda("perturb_", theirs, saved, u, norm, RADIUS, sign)
         torch.testing.assert_close(perturbed(saved, u, RADIUS, sign), theirs)
     theirs = saved.clone()
-    _difference_ref(theirs, behind, norm, RADIUS)
+    as_on_cuda("difference_", theirs, behind, norm, RADIUS)
     torch.testing.assert_close(difference_(saved, behind, norm, RADIUS), theirs)
 
 
 @pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
-def test_references_share_the_special_cases(bad):
+def test_devices_without_a_kernel_do_the_same_in_special_cases(bad):
     saved, u, behind = make(37)
     u = torch.zeros(37) if bad == 0 else u.index_fill(0, torch.tensor([5]), bad)
     norm, theirs = vector_norm(u), torch.empty(37)
-    _perturb_ref(theirs, saved, u, norm, RADIUS, 1)
+    as_on_cuda("perturb_", theirs, saved, u, norm, RADIUS, 1)
     torch.testing.assert_close(perturbed(saved, u), theirs, rtol=0, atol=0, equal_nan=True)
     theirs = saved.clone()
-    _difference_ref(theirs, behind, norm, RADIUS)
+    as_on_cuda("difference_", theirs, behind, norm, RADIUS)
     torch.testing.assert_close(difference_(saved, behind, norm, RADIUS), theirs, equal_nan=True)
 
 

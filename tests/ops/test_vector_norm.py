@@ -6,7 +6,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops import vector_norm
 from fastnas.ops.vector_norm import _vector_norm_ref
 from tests.ops.accuracy import wide
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import LEVELS, as_on_cuda, assert_passes_at, runs_with_threads
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = [0, 1, 7, 63, 129, 2048 + 13, 16384 + 2048 + 13, 300_007]
@@ -69,7 +69,8 @@ def test_unaligned(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reference(dtype):
     vector = make(1001, dtype)
-    torch.testing.assert_close(_vector_norm_ref(vector), vector_norm(vector), rtol=1e-14, atol=0)
+    torch.testing.assert_close(_vector_norm_ref(vector), vector_norm(vector), rtol=1e-13, atol=0)
+    assert torch.equal(as_on_cuda("vector_norm", vector), _vector_norm_ref(vector))
 
 
 @pytest.mark.parametrize("size", [0, 5])
