@@ -16,6 +16,7 @@ from torch import Tensor
 from fastnas.bilevel import _arguments as check
 from fastnas.bilevel.problem import BilevelProblem, restored
 from fastnas.errors import FastnasError
+from fastnas.ops import difference_, perturb_, vector_norm
 
 
 def hessian_vector_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
@@ -85,30 +86,30 @@ def _central_difference(
     check.flat_vector(where, "w", problem.w)
     check.like_w(where, "u", u, problem.w)
     check.positive(where, "radius", radius)
-    with torch.no_grad():
-        norm = torch.linalg.vector_norm(u)
-        # |u| = 0 makes radius/|u| infinite: take no step then.
-        eps = torch.nan_to_num(radius / norm, posinf=0.0)
+    direction = u.contiguous()
+    norm = vector_norm(direction)
     with restored(problem) as saved:
-        if _same_memory(u, problem.w):
-            u = u.clone()  # the caller asks for the product with w itself, which is about to move
-        _displace(problem.w, saved, u, eps, 1)
+        if _same_memory(direction, problem.w):
+            direction = u.clone()  # the caller asks for the product with w itself, which is about to move
+        _displace(problem.w, saved, direction, norm, radius, 1)
         ahead = gradient()
-        _displace(problem.w, saved, u, eps, -1)
+        _displace(problem.w, saved, direction, norm, radius, -1)
         behind = gradient()
     if _same_memory(ahead, behind):
         raise FastnasError(
             f"{where}: the oracle returned the same memory twice, so the difference would be 0; "
             "a gradient must be the caller's own, never written by a later call"
         )
-    # 1/(2 eps) written as |u|/(2 radius): 0 for u = 0, and NaN where u has one.
-    return ahead.sub_(behind).mul_(norm / (2 * radius))
+    return difference_(ahead.contiguous(), behind.contiguous(), norm, radius)
 
 
 @torch.no_grad()
-def _displace(w: Tensor, saved: Tensor, u: Tensor, eps: Tensor, sign: int) -> None:
-    """w <- saved + sign eps u, in one pass, with eps read on the device."""
-    torch.addcmul(saved, u, eps, value=sign, out=w)
+def _displace(w: Tensor, saved: Tensor, u: Tensor, norm: Tensor, radius: float, sign: int) -> None:
+    """w <- saved + sign eps u."""
+    if w.is_contiguous():
+        perturb_(w, saved, u, norm, radius, sign)
+    else:
+        w.copy_(perturb_(torch.empty_like(u), saved, u, norm, radius, sign))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -1,5 +1,8 @@
 """Fused operations as drop-in functions of tensors, each with its plain-PyTorch reference beside it."""
 
+from fastnas.ops.finite_difference import difference_, perturb_
 from fastnas.ops.mixed_sum import mixed_sum
+from fastnas.ops.optimiser import adam_step_, sgd_step_
+from fastnas.ops.vector_norm import vector_norm
 
-__all__ = ["mixed_sum"]
+__all__ = ["adam_step_", "difference_", "mixed_sum", "perturb_", "sgd_step_", "vector_norm"]

@@ -79,7 +79,6 @@ def load_checkpoint(path: Path, step: SearchStep, config: SearchConfig) -> int:
             f"checkpoint {path} is of another configuration: it differs in {', '.join(differing)}"
         )
     _check_tensors(path, tensors, step)
-    _optimiser_state(step, tensors)
     for name, target in _state(step).items():
         target.copy_(tensors[name])
     torch.set_rng_state(tensors["rng.cpu"])
@@ -93,35 +92,12 @@ def _state(step: SearchStep) -> dict[str, Tensor]:
     net = step.net
     state = {"weights": net.weights.flat, "alphas": net.alphas.flat, "running": net.running.flat}
     for kind, optimiser in (("sgd", step.weight_optimiser), ("adam", step.alpha_optimiser)):
-        for values in optimiser.state.values():
-            state.update({f"{kind}.{key}": value for key, value in values.items() if torch.is_tensor(value)})
+        state.update({f"{kind}.{name}": tensor for name, tensor in optimiser.state().items()})
     return state
 
 
-def _optimiser_state(step: SearchStep, tensors: dict[str, Tensor]) -> None:
-    """Gives fresh optimisers the entries that ``tensors`` has for them."""
-    for kind, optimiser in (("sgd", step.weight_optimiser), ("adam", step.alpha_optimiser)):
-        (parameter,) = optimiser.param_groups[0]["params"]
-        for name, tensor in tensors.items():
-            if name.startswith(f"{kind}."):
-                # Adam counts its steps on the CPU.
-                device = "cpu" if name == "adam.step" else parameter.device
-                optimiser.state[parameter][name.removeprefix(f"{kind}.")] = tensor.to(device, copy=True)
-
-
 def _check_tensors(path: Path, tensors: dict[str, Tensor], step: SearchStep) -> None:
-    net = step.net
-    expected = {
-        "weights": net.weights.flat,
-        "alphas": net.alphas.flat,
-        "running": net.running.flat,
-        "adam.exp_avg": net.alphas.flat,
-        "adam.exp_avg_sq": net.alphas.flat,
-        "adam.step": torch.empty(()),
-        "rng.cpu": torch.get_rng_state(),
-    }
-    if step.settings.momentum:
-        expected["sgd.momentum_buffer"] = net.weights.flat
+    expected = {**_state(step), "rng.cpu": torch.get_rng_state()}
     for name, like in expected.items():
         found = tensors.get(name)
         if found is None or found.shape != like.shape or found.dtype != like.dtype:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, Method
+from fastnas.search.optimiser import Adam, Sgd
 from fastnas.supernet import Batch, Supernet, SupernetProblem, gradients
 
 
@@ -54,15 +55,18 @@ class SearchStep:
         arch_learning_rate: float = 3e-4,
         arch_weight_decay: float = 1e-3,
     ) -> None:
-        self.net, self.method, self.settings, self.grad_clip = net, method, settings, grad_clip
-        self.weight_optimiser = torch.optim.SGD(
-            [net.weights.flat],
-            lr=settings.learning_rate,
+        self.net, self.method, self.settings = net, method, settings
+        self.weight_optimiser = Sgd(
+            net.weights.flat,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            clip=grad_clip,
         )
-        self.alpha_optimiser = torch.optim.Adam(
-            [net.alphas.flat], lr=arch_learning_rate, betas=(0.5, 0.999), weight_decay=arch_weight_decay
+        self.alpha_optimiser = Adam(
+            net.alphas.flat,
+            learning_rate=arch_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=arch_weight_decay,
         )
 
     def __call__(self, train: Sequence[Batch], val: Batch, learning_rate: float) -> StepReport:
@@ -88,31 +92,23 @@ class SearchStep:
         self.net.train()
         logits = self.net(images)
         loss = F.cross_entropy(logits, labels)
-        flat = self.net.weights.flat
-        (flat.grad,) = gradients(loss, self.net.weights)
-        torch.nn.utils.clip_grad_norm_([flat], self.grad_clip)
-        self.weight_optimiser.param_groups[0]["lr"] = learning_rate
-        self.weight_optimiser.step()
-        flat.grad = None
+        (grad,) = gradients(loss, self.net.weights)
+        self.weight_optimiser.step(grad, learning_rate)
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
         """One step of Adam along the hypergradient, whose norm is returned."""
-        flat = self.net.alphas.flat
-        flat.grad = self.hypergradient(train, val, learning_rate)
-        self.alpha_optimiser.step()
-        norm = flat.grad.norm()
-        flat.grad = None
-        return norm
+        grad = self.hypergradient(train, val, learning_rate)
+        self.alpha_optimiser.step(grad)
+        return grad.norm()
 
     def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
         """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves."""
-        state = self.weight_optimiser.state.get(self.net.weights.flat, {})
         settings = InnerSettings(
             learning_rate=learning_rate,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
-            momentum_buffer=state.get("momentum_buffer"),
+            momentum_buffer=self.weight_optimiser.momentum_buffer,
             eta=self.settings.eta,
             gamma=self.settings.gamma,
             neumann_terms=self.settings.neumann_terms,

@@ -1,5 +1,7 @@
 """The two second-order products: against closed forms, against autograd, and where switches are crossed."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,14 +109,46 @@ def test_zero_vector_gives_exactly_zero(product, inner, dtype):
     assert torch.isfinite(product(problem, smallest)).all()
 
 
-def test_a_vector_whose_norm_underflows_takes_no_giant_step():
-    """In float32 |u| = 0 for u = 1e-30, and the largest float times u would still be 3e8."""
-    w = torch.ones(4)
-    problem = FunctionProblem(lambda w, a: a[0] * w.exp().sum(), lambda w, a: w.sum(), w, torch.ones(1))
+def exponential():
+    """L1 = alpha sum exp(w), in float32, at w = 1 and alpha = 1: H = e I, and the mixed product e sum u."""
+    return FunctionProblem(
+        lambda w, a: a[0] * w.exp().sum(), lambda w, a: w.sum(), torch.ones(4), torch.ones(1)
+    )
+
+
+def test_a_vector_whose_square_underflows_has_a_norm():
+    """In float32 |u|^2 = 0 for u = 1e-30; the norm is taken in float64, so the products are as good as any."""
     u = torch.full((4,), 1e-30)
     assert u.norm() == 0
+    torch.testing.assert_close(hessian_vector_product(exponential(), u), math.e * u, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        mixed_product(exponential(), u), torch.tensor([4e-30 * math.e]), rtol=1e-3, atol=0
+    )
+
+
+def test_a_vector_whose_square_overflows_has_a_norm():
+    u = torch.full((4,), 1e25)
+    assert u.norm() == torch.inf
+    torch.testing.assert_close(hessian_vector_product(exponential(), u), math.e * u, rtol=1e-3, atol=0)
+
+
+def test_a_vector_so_short_that_eps_overflows_takes_no_step():
+    """eps = 5e40 is no float32: the product is 0, not NaN."""
+    problem = exponential()
+    u = torch.full((4,), 1e-43)
+    assert torch.count_nonzero(u) == 4
     assert torch.count_nonzero(hessian_vector_product(problem, u)) == 0
     assert torch.count_nonzero(mixed_product(problem, u)) == 0
+
+
+def test_weights_with_a_stride():
+    problem = curved()
+    wanted = [product(problem, torch.arange(4).double()) for product in PRODUCTS]
+    problem.w = torch.stack([problem.w, torch.full((4,), 9.0).double()], 1)[:, 0]
+    before = problem.w.clone()
+    for product, value in zip(PRODUCTS, wanted, strict=True):
+        torch.testing.assert_close(product(problem, torch.arange(4).double()), value, rtol=1e-12, atol=1e-12)
+    assert torch.equal(problem.w, before)
 
 
 def test_radius_is_the_papers_by_default():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
 from fastnas.build_info import build_info
-from fastnas.ops import mixed_sum
+from fastnas.ops import adam_step_, difference_, mixed_sum, perturb_, sgd_step_, vector_norm
 from fastnas.spaces import make_space
 from fastnas.supernet import BACKENDS, SupernetProblem, build_supernet, gradients
 from tests.ops.test_mixed_sum import check_accuracy, make
@@ -67,6 +67,26 @@ def test_mixed_sum_can_be_captured_in_a_graph():
         branch.normal_()
     graph.replay()
     torch.testing.assert_close(out, sum(w * x for w, x in zip(weights, branches, strict=True)))
+
+
+def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
+    """They have no CUDA kernels yet: plain PyTorch runs there, and no number visits the host."""
+    for dtype in (torch.float32, torch.float64):
+        vectors = [torch.randn(1134, dtype=dtype).abs() for _ in range(4)]
+        results = []
+        for device in ("cpu", "cuda"):
+            w, grad, buffer, square = (vector.to(device) for vector in vectors)
+            step = torch.zeros((), device=device)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                norm = sgd_step_(w, grad, buffer, 0.1, momentum=0.9, weight_decay=3e-4, clip=0.5)
+                adam_step_(w, grad, buffer, square, step, 3e-4, weight_decay=1e-3)
+                ahead = perturb_(torch.empty_like(w), w, grad, norm, 0.01, -1)
+                difference_(ahead, grad, vector_norm(grad), 0.01)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            results.append([value.cpu() for value in (norm, w, buffer, square, step, ahead)])
+        torch.testing.assert_close(results[0], results[1])
 
 
 def supernet_and_batches(space, backend, device, dtype=torch.float32):

@@ -1,18 +1,14 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
 from fastnas.ops import mixed_sum
 from fastnas.ops.mixed_sum import _mixed_sum_ref
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
+from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
 
 OPS = torch.ops.fastnas
 # branch dtype and weight dtype
@@ -101,18 +97,9 @@ def test_accuracy_random_shapes(shape, branch_count, dtypes, seed):
     check_accuracy(*make(shape, branch_count, *dtypes, seed=seed))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_cpu_level(level):
-    if level not in build_info().cpu_capabilities:
-        pytest.skip(f"this CPU has no {level}")
-    code = (
-        "import sys, pytest, fastnas.build_info as b;"
-        f"assert b.build_info().cpu_capability == {level!r};"
-        f"sys.exit(pytest.main([{__file__!r}, '-k', 'accuracy', '-p', 'no:cacheprovider']))"
-    )
-    environment = {**os.environ, "FASTNAS_CPU_CAPABILITY": level}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2)])
@@ -193,14 +180,7 @@ def test_non_contiguous_weights():
 @pytest.mark.parametrize(("dtype", "weights_dtype"), DTYPES)
 def test_same_bits_for_any_number_of_threads(dtype, weights_dtype):
     arguments = make((300_007,), 6, dtype, weights_dtype)
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 3, 7, 1):
-            torch.set_num_threads(count)
-            runs.append(value_and_grads(mixed_sum, *arguments))
-    finally:
-        torch.set_num_threads(threads)
+    runs = runs_with_threads(lambda: value_and_grads(mixed_sum, *arguments))
     for run in runs[1:]:
         assert all(torch.equal(a, b) for a, b in zip(run, runs[0], strict=True))
 

@@ -77,7 +77,7 @@ def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
 def test_darts_sees_the_momentum_buffer_and_the_rate_of_the_step():
     step = search_step("darts")
     step.weight_step(batch(0), LR)
-    buffer = step.weight_optimiser.state[step.net.weights.flat]["momentum_buffer"]
+    buffer = step.weight_optimiser.momentum_buffer
     settings = InnerSettings(0.05, MOMENTUM, DECAY, momentum_buffer=buffer)
     problem = SupernetProblem(step.net, batch(1), batch(2))
     expected = METHODS["darts"].hypergradient(problem, settings)

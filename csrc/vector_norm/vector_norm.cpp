@@ -1,0 +1,21 @@
+// vector_norm's binding.
+#include "vector_norm/vector_norm.h"
+
+#include "vectors.h"
+
+namespace fastnas::vector_norm {
+namespace {
+
+Tensor vector_norm(const Tensor& vector) {
+  check_model("vector_norm", {"vector", vector});
+  Tensor norm = torch::stable::new_empty(vector, std::vector<int64_t>{}, ScalarType::Double);
+  norm_cpu({vector.data_ptr(), static_cast<double*>(norm.data_ptr()), vector.numel(), kernel_dtype(vector)});
+  return norm;
+}
+
+}  // namespace
+}  // namespace fastnas::vector_norm
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("vector_norm", TORCH_BOX(&fastnas::vector_norm::vector_norm));
+}

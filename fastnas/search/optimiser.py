@@ -1,0 +1,79 @@
+"""The two optimisers of a search: each one flat vector, its constants, and the state that it keeps between steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnas.ops import adam_step_, sgd_step_
+
+
+class Sgd:
+    """SGD with momentum, weight decay and clipping (``fastnas.ops.sgd_step_``) on one flat vector.
+
+    Args:
+        w: (P,) the vector to move.
+        momentum, weight_decay: factors, >= 0.
+        clip: largest norm of a gradient.
+
+    Attributes:
+        momentum_buffer: (P,), zeros at first; None without momentum.
+    """
+
+    def __init__(self, w: Tensor, *, momentum: float, weight_decay: float, clip: float) -> None:
+        self.w, self.momentum, self.weight_decay, self.clip = w, momentum, weight_decay, clip
+        self.momentum_buffer = torch.zeros_like(w) if momentum else None
+
+    def step(self, grad: Tensor, learning_rate: float) -> Tensor:
+        """One step; the norm of ``grad`` (P,) before clipping is returned, and left on the device."""
+        return sgd_step_(
+            self.w,
+            grad,
+            self.momentum_buffer,
+            learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold, by name, live."""
+        return {} if self.momentum_buffer is None else {"momentum_buffer": self.momentum_buffer}
+
+
+class Adam:
+    """Adam with weight decay (``fastnas.ops.adam_step_``) on one flat vector.
+
+    Args:
+        alpha: (H,) the vector to move.
+        learning_rate, betas, weight_decay: its constants.
+
+    Attributes:
+        exp_avg, exp_avg_sq: (H,), zeros at first.
+        count: steps taken, scalar.
+    """
+
+    def __init__(
+        self, alpha: Tensor, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    ) -> None:
+        self.alpha, self.learning_rate, self.betas = alpha, learning_rate, betas
+        self.weight_decay = weight_decay
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(alpha), torch.zeros_like(alpha)
+        self.count = torch.zeros((), dtype=torch.float32, device=alpha.device)
+
+    def step(self, grad: Tensor) -> None:
+        """One step along ``grad`` (H,)."""
+        adam_step_(
+            self.alpha,
+            grad,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.count,
+            self.learning_rate,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold, by name, live."""
+        return {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "step": self.count}

@@ -1,0 +1,44 @@
+"""An op's tests under other CPU levels, and an op under other numbers of threads or as another device runs it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastnas.build_info import build_info
+
+LEVELS = ["baseline", "avx2", "avx512"]
+
+
+def assert_passes_at(level, file, keyword):
+    """The tests of ``file`` that match ``keyword`` pass in a process whose kernels are those of ``level``."""
+    if level not in build_info().cpu_capabilities:
+        pytest.skip(f"this CPU has no {level}")
+    code = (
+        "import sys, pytest, fastnas.build_info as b;"
+        f"assert b.build_info().cpu_capability == {level!r};"
+        f"sys.exit(pytest.main([{file!r}, '-k', {keyword!r}, '-p', 'no:cacheprovider']))"
+    )
+    environment = {**os.environ, "FASTNAS_CPU_CAPABILITY": level}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def runs_with_threads(function):
+    """What ``function()`` returns with 1, 2, 3, 7 threads and one again."""
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 7, 1):
+            torch.set_num_threads(count)
+            runs.append(function())
+    finally:
+        torch.set_num_threads(threads)
+    return runs
+
+
+def as_on_cuda(name, *arguments):
+    """What CUDA tensors would get from the op: here, from the kernel registered for them, with tensors of the CPU."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)
