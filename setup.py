@@ -51,7 +51,7 @@ def extension():
     sources = glob.glob("csrc/**/*.cpp", recursive=True)
     include_dirs = [str(ROOT / "csrc"), str(GENERATED), pybind11.get_include()]
     optimize, link, sanitizers = build_options.compile_flags(os.environ.get("FASTNAS_SANITIZE"))
-    flags = {"cxx": [*optimize, "-fvisibility=hidden", "-Wno-psabi"]}
+    flags = {"cxx": [*optimize, "-fvisibility=hidden", "-Wno-psabi", "-fno-predictive-commoning"]}
     gencodes, described = [], ""
     if cuda:
         # With a CPU-only torch cpp_extension leaves this None, whatever the environment says.
