@@ -3,6 +3,7 @@
 // of a channels-last tensor is one, too.
 #pragma once
 
+#include "cpu/allocator.h"
 #include "stable.h"
 
 namespace fastnas {
@@ -49,6 +50,7 @@ inline void check_size(const Images& images, int64_t count, int64_t channels, in
 // An uninitialised channels-last batch (N, C, H, W) of the dtype and device of `model`.
 inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, int64_t height, int64_t width) {
   const Tensor rows = torch::stable::new_empty(model, {count, height, width, channels});
+  cpu::advise_new_heap();
   return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
 }
 
