@@ -46,3 +46,12 @@ inline void store_pixels(const T* tile, int64_t width, int64_t positions, int64_
     }
   });
 }
+
+// Adds sums over a tile, (channels) each, to an image's moments.
+template <class T>
+inline void add_to_moments(const T* sum, const T* squares, int64_t channels, const Moments<T>& moments) {
+  for (int64_t c = 0; c < channels; ++c) {
+    moments.sum[c] += static_cast<double>(sum[c]);
+    moments.squares[c] += static_cast<double>(squares[c]);
+  }
+}

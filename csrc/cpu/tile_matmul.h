@@ -41,24 +41,20 @@ struct StoreProduct {
   }
 };
 
-// As StoreProduct, and asks for the cache lines of pixels that are needed soon, as many as there are results: spread
-// over the product, they arrive while it is computed.
+// Pixels whose cache lines are needed soon. A product asks for as many as it has results: spread over it, they
+// arrive while it is computed, where a burst of requests would wait for each other.
 template <class T, bool kWrite>
-struct StoreAndPrefetch {
-  StoreProduct<T, false> product;
-  const T* soon;
+struct Soon {
+  const T* pixels;
   int64_t pixel;
 
   template <int R, int V>
-  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&sum)[R][V]) const {
-    product(first_row, first_vector, sum);
+  FASTNAS_INLINE void prefetch(int64_t first_row, int64_t first_vector) const {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        const int64_t channel = (first_vector + v) * kLanes<T>;
-        __builtin_prefetch(soon + (first_row + r) * pixel + channel, kWrite ? 1 : 0);
-      }
+      for (int v = 0; v < V; ++v)
+        __builtin_prefetch(pixels + (first_row + r) * pixel + (first_vector + v) * kLanes<T>, kWrite ? 1 : 0);
   }
 };
 

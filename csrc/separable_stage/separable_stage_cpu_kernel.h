@@ -22,29 +22,53 @@ FASTNAS_INLINE const T* at(const T* planes, const Planes& p, int64_t vector, int
   return planes + vector * plane_size<T>(p) + (y * p.columns + x) * kLanes<T>;
 }
 
-// a = ReLU(x) or ReLU((x - mean) rstd) into padded planes; the padding is zero already.
+// One image of a source, brought into padded planes row by row as its first branch goes: a = ReLU(x) or ReLU((x -
+// mean) rstd). The padding is zero already.
 template <class T>
-inline void activate(const Source& s, const Planes& p, const T* x, const T* rstd, T* planes) {
-  for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, auto count) {
-    Vec<T> mean = {}, scale = {};
-    const bool normalised = s.norm != nullptr;
-    if (normalised) {
-      mean = load_channels(static_cast<const T*>(s.norm) + c, count);
-      scale = load(rstd + c);
-    }
-    const Vec<T> zero = {};
-    for (int64_t y = 0; y < s.height; ++y) {
-      const T* from = x + y * s.width * s.pixel + c;
-      T* to = at(planes, p, v, y + p.pad, p.pad);
-      for (int64_t i = 0; i < s.width; ++i) {
-        __builtin_prefetch(from + (i + kAhead) * s.pixel);
-        Vec<T> value = load_channels(from + i * s.pixel, count);
-        if (normalised) value = (value - mean) * scale;
-        store<T>(to + i * kLanes<T>, value < zero ? zero : value);  // a NaN stays one
+class Activation {
+ public:
+  Activation(const Source& s, const Planes& p, int64_t image, const T* rstd, T* planes)
+      : s_(s), p_(p), x_(static_cast<const T*>(s.x) + image * s.height * s.width * s.pixel), rstd_(rstd), planes_(planes) {}
+
+  // Brings all rows up to `last`, not included.
+  void until(int64_t last) {
+    last = std::min(last, s_.height);
+    if (last <= done_) return;
+    for_each_vector<T>(s_.channels, [&](int64_t v, int64_t c, auto count) {
+      Vec<T> mean = {}, scale = {};
+      const bool normalised = s_.norm != nullptr;
+      if (normalised) {
+        mean = load_channels(static_cast<const T*>(s_.norm) + c, count);
+        scale = load(rstd_ + c);
       }
-    }
-  });
-}
+      const Vec<T> zero = {};
+      for (int64_t y = done_; y < last; ++y) {
+        const T* from = x_ + y * s_.width * s_.pixel + c;
+        T* to = at(planes_, p_, v, y + p_.pad, p_.pad);
+        for (int64_t i = 0; i < s_.width; ++i) {
+          Vec<T> value = load_channels(from + i * s_.pixel, count);
+          if (normalised) value = (value - mean) * scale;
+          store<T>(to + i * kLanes<T>, value < zero ? zero : value);  // a NaN stays one
+        }
+      }
+    });
+    done_ = last;
+  }
+  // All rows that a branch reads for its outputs of rows before `end`.
+  void until_output(const Branch& b, int64_t end) {
+    until((end - 1) * b.stride + b.shift + b.dilation * (b.kernel / 2) + 1);
+  }
+  // What is read next.
+  Soon<T, false> soon() const { return {x_ + std::min(done_, s_.height - 1) * s_.width * s_.pixel, s_.pixel}; }
+
+ private:
+  const Source& s_;
+  const Planes& p_;
+  const T* x_;
+  const T* rstd_;
+  T* planes_;
+  int64_t done_ = 0;
+};
 
 // Where a branch's first tap of output (y, 0) reads.
 template <class T>
@@ -71,18 +95,51 @@ inline void depthwise_tile(const Branch& b, const Planes& p, const T* planes, co
     }
 }
 
+// Raw outputs of whole vectors to memory, and sums over a tile of t - shift and its square.
+template <class T>
+struct StoreRaw {
+  T* to;
+  int64_t pixel;
+  const T* shift;  // null: sums are not wanted
+  T *sum, *squares;
+  Soon<T, true> next_tile;
+  Soon<T, false> next_input;
+
+  template <int R, int V>
+  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int64_t c = (first_vector + v) * kLanes<T>;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) store<T>(to + (first_row + r) * pixel + c, tile[r][v]);
+      if (shift == nullptr) continue;
+      const Vec<T> from = load(shift + c);
+      Vec<T> added[2] = {}, multiplied[2] = {};
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> off = tile[r][v] - from;
+        added[r % 2] += off;
+        multiplied[r % 2] += off * off;
+      }
+      store<T>(sum + c, load(sum + c) + (added[0] + added[1]));
+      store<T>(squares + c, load(squares + c) + (multiplied[0] + multiplied[1]));
+    }
+    next_tile.template prefetch<R, V>(first_row, first_vector);
+    next_input.template prefetch<R, V>(first_row, first_vector);
+  }
+};
+
 // Forward of one image of one source.
 template <class T>
 inline void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
                           int64_t image, const Workspace<T>& w) {
   const Source& s = params.sources[source];
-  activate(s, p, static_cast<const T*>(s.x) + image * s.height * s.width * s.pixel, packed.rstd[source],
-           w.input);
+  Activation<T> activation(s, p, image, packed.rstd[source], w.input);
   const int64_t depth = whole_vectors<T>(s.channels);
   for (size_t k = 0; k < params.branches.size(); ++k) {
     const Branch& b = params.branches[k];
     if (b.source != source) continue;
-    const int64_t width = whole_vectors<T>(b.channels);
+    const int64_t width = whole_vectors<T>(b.channels), vectors = width / kLanes<T>;
     T* raw = static_cast<T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
     const bool wanted = params.training && b.mean != nullptr;
     const Moments<T> moments = packed.moments[k].of(image);
@@ -90,10 +147,20 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
     for (int64_t y = 0; y < b.height; y += step) {
       const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
       T* to = raw + y * b.width * b.raw_pixel;
+      activation.until_output(b, end);
       depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
-      const StoreAndPrefetch<T, true> sink{{w.b, width, kLanes<T>}, to + positions * b.raw_pixel, b.raw_pixel};
-      matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, width / kLanes<T>, sink);
-      store_pixels(w.b, width, positions, b.channels, to, b.raw_pixel, wanted ? &moments : nullptr, y == 0);
+      // The first tile gives the shift; channels cut short are stored one by one.
+      if (width == b.channels && (y > 0 || !wanted)) {
+        std::fill(w.c, w.c + 2 * width, T(0));
+        const StoreRaw<T> sink{to, b.raw_pixel, wanted ? moments.shift : nullptr, w.c, w.c + width,
+                               {to + positions * b.raw_pixel, b.raw_pixel}, activation.soon()};
+        matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
+        if (wanted) add_to_moments(w.c, w.c + width, width, moments);
+      } else {
+        const StoreProduct<T, false> sink{w.b, width, kLanes<T>};
+        matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
+        store_pixels(w.b, width, positions, b.channels, to, b.raw_pixel, wanted ? &moments : nullptr, y == 0);
+      }
     }
   }
 }
@@ -131,35 +198,58 @@ inline void add_to_source(const Branch& b, const Planes& p, const T* tile, int64
     }
 }
 
-// The transpose of the depthwise convolution, from w.plane to w.input_grad: added, or written if that is `fresh`.
-template <class T>
+// The transpose of the depthwise convolution, from w.plane to w.input_grad: added, or written if that is `fresh`. With
+// stride 1 it calls finished(y) as soon as row y is.
+template <class T, class Finished>
 inline void depthwise_transpose(const Source& s, const Branch& b, const Planes& p, const T* weights, bool fresh,
-                                const Workspace<T>& w) {
+                                const Workspace<T>& w, const Finished& finished) {
   constexpr int64_t lanes = kLanes<T>;
   const Depthwise<T>& depthwise = depthwise_of<T>(b.kernel, b.stride, b.dilation);
   const int64_t taps = b.kernel * b.kernel, tap_row = b.dilation * p.columns * lanes;
   const int64_t offset = p.pad - b.dilation * (b.kernel / 2);
-  for (int64_t v = 0; v < p.vectors; ++v) {
-    const T* forward = weights + v * taps * lanes;
-    if (b.stride == 1)
-      for (int64_t y = 0; y < s.height; ++y)
-        (fresh ? depthwise.row : depthwise.add_row)(
-            at(w.plane, p, v, y + offset, offset), tap_row, forward + p.vectors * lanes * taps,
-            at(w.input_grad, p, v, y + p.pad, p.pad), lanes, s.width);
-    else
+  if (b.stride == 1) {
+    const T* reversed = weights + p.vectors * lanes * taps;
+    for (int64_t y = 0; y < s.height; ++y) {
+      for (int64_t v = 0; v < p.vectors; ++v)
+        (fresh ? depthwise.row : depthwise.add_row)(at(w.plane, p, v, y + offset, offset), tap_row,
+                                                    reversed + v * taps * lanes,
+                                                    at(w.input_grad, p, v, y + p.pad, p.pad), lanes, s.width);
+      finished(y);
+    }
+  } else {
+    for (int64_t v = 0; v < p.vectors; ++v)
       for (int64_t y = 0; y < b.height; ++y)
-        depthwise.scatter(at(w.input_grad, p, v, y * b.stride + offset, offset), tap_row, forward,
-                          at(w.plane, p, v, y + p.pad, p.pad), b.width);
+        depthwise.scatter(at(w.input_grad, p, v, y * b.stride + offset, offset), tap_row,
+                          weights + v * taps * lanes, at(w.plane, p, v, y + p.pad, p.pad), b.width);
   }
 }
 
-// Gradients of one branch and one image: of its weights, added to `depthwise_grad` and `pointwise_grad` (null: not
-// wanted), and of the activated source, added to w.input_grad, or written if that is `fresh`. `next_raw` is what the
-// next branch will read.
+// The gradient sink of a tile: to the planes that the transpose reads.
 template <class T>
-inline void backward_branch(const Source& s, const Branch& b, const Planes& p, int64_t image,
-                            const T* depthwise, const T* pointwise, T* depthwise_grad, T* pointwise_grad,
-                            bool fresh, const T* next_raw, const Workspace<T>& w) {
+struct StoreGradient {
+  T* to;
+  int64_t plane;
+  Soon<T, false> next_tile, next_input;
+
+  template <int R, int V>
+  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        store<T>(to + (first_row + r) * kLanes<T> + (first_vector + v) * plane, tile[r][v]);
+    next_tile.template prefetch<R, V>(first_row, first_vector);
+    next_input.template prefetch<R, V>(first_row, first_vector);
+  }
+};
+
+// Gradients of one branch and one image: of its weights, added to `depthwise_grad` and `pointwise_grad` (null: not
+// wanted), and of the tiles' depthwise outputs, into w.plane, or without a depthwise convolution added to w.input_grad.
+// `next_raw` is what the next branch will read.
+template <class T>
+inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, int64_t image, const T* depthwise,
+                           const T* pointwise, T* depthwise_grad, T* pointwise_grad, const T* next_raw,
+                           Activation<T>& activation, const Workspace<T>& w) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t width = whole_vectors<T>(b.channels), depth = p.vectors * lanes;
   const T* grad = static_cast<const T*>(b.grad) + image * b.height * b.width * b.grad_pixel;
@@ -167,6 +257,7 @@ inline void backward_branch(const Source& s, const Branch& b, const Planes& p, i
   const int64_t step = tile_rows(b.width, std::max(s.channels, b.channels));
   for (int64_t y = 0; y < b.height; y += step) {
     const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
+    activation.until_output(b, end);
     raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel, positions, width, w.b);
     if (pointwise_grad != nullptr) {
       depthwise_tile(b, p, w.input, depthwise, y, end, w.a);
@@ -180,9 +271,9 @@ inline void backward_branch(const Source& s, const Branch& b, const Planes& p, i
       continue;
     }
     const T* soon = end < b.height ? raw + end * b.width * b.raw_pixel : next_raw;
-    for (int64_t row = y; row < end; ++row) {
-      const StoreAndPrefetch<T, false> plane{{at(w.plane, p, 0, row + p.pad, p.pad), lanes, plane_size<T>(p)},
-                                             soon + (row - y) * b.width * b.raw_pixel, b.raw_pixel};
+    Soon<T, false> input = activation.soon();
+    for (int64_t row = y; row < end; ++row, soon += b.width * b.raw_pixel, input.pixels += b.width * input.pixel) {
+      const StoreGradient<T> plane{at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), {soon, b.raw_pixel}, input};
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors, plane);
     }
     if (depthwise_grad != nullptr)
@@ -193,14 +284,13 @@ inline void backward_branch(const Source& s, const Branch& b, const Planes& p, i
                      {end - y, b.width, b.stride * p.columns * lanes, p.columns * lanes},
                      depthwise_grad + v * b.kernel * b.kernel * lanes);
   }
-  if (b.kernel > 0) depthwise_transpose(s, b, p, depthwise, fresh, w);
 }
 
-// The gradient of the source from that of its activation: through the ReLU, and for a normalised source the
-// sums over this image of it and of it times (x - mean).
+// The gradient of rows [first, last) of the source from that of its activation: through the ReLU, and for a normalised
+// source the sums over them of it and of it times (x - mean).
 template <class T>
-inline void source_gradient(const Source& s, const Planes& p, int64_t image, const Workspace<T>& w, double* sums,
-                            double* products) {
+inline void source_gradient(const Source& s, const Planes& p, int64_t image, int64_t first, int64_t last,
+                            const Workspace<T>& w, double* sums, double* products) {
   const int64_t pixels = s.height * s.width;
   const T* x = static_cast<const T*>(s.x) + image * pixels * s.pixel;
   T* out = static_cast<T*>(s.grad) + image * pixels * s.grad_pixel;
@@ -208,14 +298,13 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, con
   for_each_vector<T>(s.channels, [&](int64_t v, int64_t c, auto count) {
     Vec<T> mean = {};
     if (s.norm != nullptr) mean = load_channels(static_cast<const T*>(s.norm) + c, count);
-    for (int64_t y = 0; y < s.height; ++y) {
+    for (int64_t y = first; y < last; ++y) {
       const T* activated = at(w.input, p, v, y + p.pad, p.pad);
       const T* grad = at(w.input_grad, p, v, y + p.pad, p.pad);
       Vec<T> sum = {}, product = {};
       for (int64_t i = 0; i < s.width; ++i) {
         const Vec<T> passed = load(activated + i * kLanes<T>) > zero ? load(grad + i * kLanes<T>) : zero;
         T* to = out + (y * s.width + i) * s.grad_pixel + c;
-        __builtin_prefetch(to + kAhead * s.grad_pixel, 1);
         if (s.norm == nullptr) {
           store_channels(to, load_channels(to, count) + passed, count);
         } else {
@@ -251,18 +340,28 @@ template <class T>
 inline void backward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
                            int64_t image, int64_t chunk, const Workspace<T>& w) {
   const Source& s = params.sources[source];
-  activate(s, p, static_cast<const T*>(s.x) + image * s.height * s.width * s.pixel, packed.rstd[source],
-           w.input);
+  Activation<T> activation(s, p, image, packed.rstd[source], w.input);
+  double* sums = packed.source_sums(source, image);
+  double* products = sums + packed.source_whole(source);
+  int64_t finished = 0;  // rows of the source's gradient
+  const auto finish = [&](int64_t last) {
+    activation.until(last);
+    source_gradient(s, p, image, finished, last, w, sums, products);
+    finished = last;
+  };
   bool fresh = true;
   for (size_t k = 0; k < params.branches.size(); ++k) {
     const Branch& b = params.branches[k];
     if (b.source != source) continue;
-    const bool gathers = b.kernel > 0 && b.stride == 1;
+    const bool gathers = b.kernel > 0 && b.stride == 1, is_last = next(params, k) == k;
     if (fresh && !gathers) std::fill(w.input_grad, w.input_grad + p.vectors * plane_size<T>(p), T(0));
-    backward_branch(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
-                    packed.pointwise_grad(k, chunk), fresh && gathers, raw_of<T>(params, next(params, k), image), w);
+    backward_tiles(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
+                   packed.pointwise_grad(k, chunk), raw_of<T>(params, next(params, k), image), activation, w);
+    if (b.kernel > 0)
+      depthwise_transpose(s, b, p, packed.depthwise[k], fresh, w, [&](int64_t y) {
+        if (is_last) finish(y + 1);
+      });
     fresh = false;
   }
-  double* sums = packed.source_sums(source, image);
-  source_gradient(s, p, image, w, sums, sums + packed.source_whole(source));
+  finish(s.height);
 }
