@@ -14,6 +14,7 @@ struct Row {
   int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm, grad;
 };
 constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
+constexpr int64_t kDense = -1;  // in place of the depthwise weights' offset
 
 std::vector<Row> read_table(const std::vector<int64_t>& table) {
   FASTNAS_CHECK(!table.empty() && table.size() % kColumns == 0, kOp, "the table must hold ", kColumns,
@@ -35,9 +36,12 @@ void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& w
                 " and ", r.channels);
   FASTNAS_CHECK(r.shift >= 0 && r.shift < r.stride && (r.shift == 0 || r.kernel == 0), kOp,
                 "shift must be less than the stride, and 0 with a depthwise kernel, got ", r.shift);
-  const int64_t inputs = sources[r.source].size(1);
-  const int64_t depthwise = r.kernel == 0 ? 0 : r.depthwise;
-  FASTNAS_CHECK(depthwise >= 0 && depthwise + inputs * r.kernel * r.kernel <= weights.numel() && r.pointwise >= 0 &&
+  const bool dense = r.kernel > 0 && r.depthwise == kDense;
+  FASTNAS_CHECK(!dense || (r.stride == 1 && r.dilation == 1), kOp,
+                "a dense convolution has stride and dilation 1, got ", r.stride, " and ", r.dilation);
+  const int64_t inputs = sources[r.source].size(1) * (dense ? r.kernel * r.kernel : 1);
+  const int64_t depthwise = r.kernel == 0 || dense ? 0 : r.depthwise;
+  FASTNAS_CHECK(depthwise >= 0 && depthwise + (dense ? 0 : inputs * r.kernel * r.kernel) <= weights.numel() && r.pointwise >= 0 &&
                     r.pointwise + inputs * r.channels <= weights.numel(),
                 kOp, "a branch's weights lie outside of the ", weights.numel(), " given");
   FASTNAS_CHECK(r.out >= 0 && r.out_channel >= 0, kOp, "out and its channel must not be negative");
@@ -81,7 +85,8 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
     b.source = r.source, b.kernel = r.kernel, b.dilation = r.dilation, b.stride = r.stride, b.shift = r.shift;
     b.height = (first.height + r.stride - 1) / r.stride, b.width = (first.width + r.stride - 1) / r.stride;
     b.channels = r.channels;
-    b.depthwise = r.kernel == 0 ? nullptr : weight_data + r.depthwise * element;
+    b.dense = r.kernel > 0 && r.depthwise == kDense;
+    b.depthwise = r.kernel == 0 || b.dense ? nullptr : weight_data + r.depthwise * element;
     b.pointwise = weight_data + r.pointwise * element;
     params.branches.push_back(b);
   }
@@ -170,7 +175,7 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * element;
     b.coefficient_row = channels;
     if (weights_grad_data != nullptr) {
-      if (b.kernel > 0) b.depthwise_grad = weights_grad_data + r.depthwise * element;
+      if (b.depthwise != nullptr) b.depthwise_grad = weights_grad_data + r.depthwise * element;
       b.pointwise_grad = weights_grad_data + r.pointwise * element;
     }
   }

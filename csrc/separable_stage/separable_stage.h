@@ -3,7 +3,7 @@
 // runs all branches of a group of sources; a source is read once for all of its branches.
 //
 // Backward takes the gradient of t in the form a_c g + b_c t + c_c, the normalised mixed sum's, and forms it
-// on the fly; depthwise outputs are computed again.
+// on the fly; depthwise outputs are computed again. A branch may be a dense convolution instead.
 #pragma once
 
 #include <cstdint>
@@ -26,10 +26,11 @@ struct Source {
 struct Branch {
   int64_t source;
   int64_t kernel;  // 0: no depthwise convolution
+  bool dense;      // in place of depthwise and 1x1 one convolution, kernel x kernel, of stride and dilation 1
   int64_t dilation, stride, shift;
   int64_t height, width, channels;  // of the output
   const void* depthwise;            // (source channels, kernel, kernel)
-  const void* pointwise;            // (channels, source channels)
+  const void* pointwise;            // (channels, source channels); dense: (channels, source channels, kernel, kernel)
   void* raw;                        // output t (read in backward), pixels raw_pixel apart
   int64_t raw_pixel;
   void* mean;  // forward: (channels), null: not wanted

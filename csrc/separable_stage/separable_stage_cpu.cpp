@@ -5,7 +5,7 @@
 // on the number of images alone, of one source. So every sum has one order, for any number of threads.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <type_traits>
 
 #include "cpu/aligned.h"
 #include "cpu/element.h"
@@ -61,9 +61,8 @@ class Packed {
     for (size_t k = 0; k < params_.branches.size(); ++k) {
       const Branch& b = params_.branches[k];
       if (b.source != source) continue;
-      const int64_t row = source_whole(source);
-      if (T* at = depthwise_grad(k, chunk)) std::fill_n(at, b.kernel * b.kernel * row, T(0));
-      if (T* at = pointwise_grad(k, chunk)) std::fill_n(at, b.channels * row, T(0));
+      if (T* at = depthwise_grad(k, chunk)) std::fill_n(at, depthwise_size(b), T(0));
+      if (T* at = pointwise_grad(k, chunk)) std::fill_n(at, pointwise_size(b, true), T(0));
     }
   }
   // Adds the partial sums of all chunks of images, in order, to the first's.
@@ -80,8 +79,20 @@ class Packed {
   T* grad(int64_t offset, int64_t chunk) const {
     return offset < 0 ? nullptr : grads_.data() + chunk * chunk_size_ + offset;
   }
-  void pack_depthwise(const Branch& b, int64_t channels, T* to) const;
-  void pack_pointwise(const Branch& b, int64_t channels, bool backward, T* to) const;
+  int64_t depthwise_size(const Branch& b) const { return b.dense ? 0 : b.kernel * b.kernel * source_whole(b.source); }
+  // Of a packed pointwise or dense weight: forward (taps, source channels, whole channels), backward
+  // (taps, channels, whole source channels).
+  int64_t pointwise_size(const Branch& b, bool backward) const {
+    const int64_t taps = b.dense ? b.kernel * b.kernel : 1;
+    const int64_t outputs = b.dense ? whole(b.channels) : b.channels;
+    return taps * (backward ? outputs * source_whole(b.source) : whole(b.channels) * rows_of(b));
+  }
+  // Rows of a tap's forward weights: whole vectors for a dense convolution, which goes plane by plane.
+  int64_t rows_of(const Branch& b) const {
+    return b.dense ? source_whole(b.source) : params_.sources[b.source].channels;
+  }
+  void pack_depthwise(const Branch& b, T* to) const;
+  void pack_pointwise(const Branch& b, bool backward, T* to) const;
 
   const Params& params_;
   const int64_t lanes_ = vector_bytes() / static_cast<int64_t>(sizeof(T));
@@ -102,13 +113,12 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
     }
   }
   for (const Branch& b : params.branches) {
-    const int64_t depth = whole(params.sources[b.source].channels), taps = b.kernel * b.kernel;
-    size += 2 * taps * depth + std::max(depth * b.channels, whole(b.channels) * params.sources[b.source].channels);
+    size += 2 * depthwise_size(b) + pointwise_size(b, backward);
     if (backward) {
       depthwise_at_.push_back(b.depthwise_grad == nullptr ? -1 : chunk_size_);
-      if (b.depthwise_grad != nullptr) chunk_size_ += taps * depth;
+      if (b.depthwise_grad != nullptr) chunk_size_ += depthwise_size(b);
       pointwise_at_.push_back(b.pointwise_grad == nullptr ? -1 : chunk_size_);
-      if (b.pointwise_grad != nullptr) chunk_size_ += b.channels * depth;
+      if (b.pointwise_grad != nullptr) chunk_size_ += pointwise_size(b, true);
     } else {
       moments.emplace_back(params.images, whole(b.channels));
     }
@@ -127,26 +137,24 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
   }
   std::vector<T*> places;
   for (const Branch& b : params.branches) {
-    const int64_t channels = params.sources[b.source].channels;
     places.push_back(to);
     depthwise.push_back(to);
-    to += 2 * b.kernel * b.kernel * whole(channels);
+    to += 2 * depthwise_size(b);
     pointwise.push_back(to);
-    to += backward ? whole(channels) * b.channels : whole(b.channels) * channels;
+    to += pointwise_size(b, backward);
   }
   for_each_chunk(static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
-    const int64_t channels = params.sources[b.source].channels;
-    pack_depthwise(b, channels, places[k]);
-    pack_pointwise(b, channels, backward, places[k] + (pointwise[k] - depthwise[k]));
+    if (!b.dense) pack_depthwise(b, places[k]);
+    pack_pointwise(b, backward, places[k] + (pointwise[k] - depthwise[k]));
   });
 }
 
 template <class T>
-void Packed<T>::pack_depthwise(const Branch& b, int64_t channels, T* to) const {
+void Packed<T>::pack_depthwise(const Branch& b, T* to) const {
   const T* from = static_cast<const T*>(b.depthwise);
-  const int64_t taps = b.kernel * b.kernel, reversed = whole(channels) * taps;
-  for (int64_t c = 0; c < channels; ++c) {
+  const int64_t taps = b.kernel * b.kernel, reversed = depthwise_size(b);
+  for (int64_t c = 0; c < params_.sources[b.source].channels; ++c) {
     T* vector = to + c / lanes_ * taps * lanes_ + c % lanes_;
     for (int64_t k = 0; k < taps; ++k) {
       vector[k * lanes_] = from[c * taps + k];
@@ -156,13 +164,19 @@ void Packed<T>::pack_depthwise(const Branch& b, int64_t channels, T* to) const {
 }
 
 template <class T>
-void Packed<T>::pack_pointwise(const Branch& b, int64_t channels, bool backward, T* to) const {
+void Packed<T>::pack_pointwise(const Branch& b, bool backward, T* to) const {
   const T* from = static_cast<const T*>(b.pointwise);
+  const int64_t channels = params_.sources[b.source].channels, taps = b.dense ? b.kernel * b.kernel : 1;
+  const int64_t tap_size = pointwise_size(b, backward) / taps;
   for (int64_t out = 0; out < b.channels; ++out)
-    if (backward)
-      std::copy_n(from + out * channels, channels, to + out * whole(channels));
-    else
-      for (int64_t in = 0; in < channels; ++in) to[in * whole(b.channels) + out] = from[out * channels + in];
+    for (int64_t in = 0; in < channels; ++in)
+      for (int64_t t = 0; t < taps; ++t) {
+        const T value = from[(out * channels + in) * taps + t];
+        if (backward)  // the transpose takes the taps in reverse
+          to[(taps - 1 - t) * tap_size + out * whole(channels) + in] = value;
+        else
+          to[t * tap_size + in * whole(b.channels) + out] = value;
+      }
 }
 
 #define FASTNAS_KERNEL_FILE "separable_stage/separable_stage_cpu_kernel.h"
@@ -192,6 +206,8 @@ Planes planes_of(const Params& params, const Packed<T>& packed) {
     p.pad = std::max(p.pad, std::max(b.shift, b.dilation * (b.kernel / 2)));
   for (const Source& s : params.sources)
     p.vectors = std::max(p.vectors, packed.whole(s.channels) / packed.lanes());
+  for (const Branch& b : params.branches)
+    if (b.dense) p.vectors = std::max(p.vectors, packed.whole(b.channels) / packed.lanes());
   p.rows = params.sources.front().height + 2 * p.pad;
   p.columns = params.sources.front().width + 2 * p.pad;
   return p;
@@ -252,10 +268,14 @@ void unpack_weights(const Params& params, const Packed<T>& packed, size_t k) {
       for (int64_t t = 0; t < taps; ++t)
         static_cast<T*>(b.depthwise_grad)[c * taps + t] =
             packed.depthwise_grad(k, 0)[(c / lanes * taps + t) * lanes + c % lanes];
-  if (b.pointwise_grad != nullptr)
-    for (int64_t out = 0; out < b.channels; ++out)
-      std::copy_n(packed.pointwise_grad(k, 0) + out * row, channels,
-                  static_cast<T*>(b.pointwise_grad) + out * channels);
+  if (b.pointwise_grad == nullptr) return;
+  const int64_t dense_taps = b.dense ? taps : 1;
+  for (int64_t t = 0; t < dense_taps; ++t)
+    for (int64_t out = 0; out < b.channels; ++out) {
+      const T* from = packed.pointwise_grad(k, 0) + (t * b.channels + out) * row;
+      T* to = static_cast<T*>(b.pointwise_grad) + out * channels * dense_taps + t;
+      for (int64_t in = 0; in < channels; ++in) to[in * dense_taps] = from[in];
+    }
 }
 
 // BatchNorm's backward as three coefficients a channel: d x = a d + b x + c, where d is the gradient of

@@ -5,6 +5,7 @@
 #include "cpu/store_moments.h"
 #include "cpu/tile_matmul.h"
 #include "separable_stage/depthwise.h"
+#include "separable_stage/dense.h"
 
 inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
 
@@ -129,6 +130,17 @@ struct StoreRaw {
   }
 };
 
+// Rows [first, last) of a dense convolution into `sink`, whose rows are positions.
+template <class T, class Sink>
+inline void dense_tile(const Source& s, const Branch& b, const Planes& p, const T* planes, const T* weights,
+                       int64_t first, int64_t last, const Sink& sink) {
+  for (int64_t y = first; y < last; ++y) {
+    const auto at_row = [&](int64_t x, int64_t v, const auto& tile) { sink((y - first) * b.width + x, v, tile); };
+    dense_row(first_tap(planes, p, b, 0, y), b.kernel, p.columns * kLanes<T>, s.channels, plane_size<T>(p), weights,
+              whole_vectors<T>(b.channels) / kLanes<T>, b.width, at_row);
+  }
+}
+
 // Forward of one image of one source.
 template <class T>
 inline void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
@@ -148,27 +160,34 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
       const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
       T* to = raw + y * b.width * b.raw_pixel;
       activation.until_output(b, end);
-      depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
+      if (!b.dense) depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
       // The first tile gives the shift; channels cut short are stored one by one.
       if (width == b.channels && (y > 0 || !wanted)) {
         std::fill(w.c, w.c + 2 * width, T(0));
-        const StoreRaw<T> sink{to, b.raw_pixel, wanted ? moments.shift : nullptr, w.c, w.c + width,
-                               {to + positions * b.raw_pixel, b.raw_pixel}, activation.soon()};
-        matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
+        StoreRaw<T> sink{to, b.raw_pixel, wanted ? moments.shift : nullptr, w.c, w.c + width,
+                         {to + positions * b.raw_pixel, b.raw_pixel}, activation.soon()};
+        if (b.dense)
+          dense_tile(s, b, p, w.input, packed.pointwise[k], y, end, sink);
+        else
+          matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
         if (wanted) add_to_moments(w.c, w.c + width, width, moments);
       } else {
-        const StoreProduct<T, false> sink{w.b, width, kLanes<T>};
-        matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
+        StoreProduct<T, false> sink{w.b, width, kLanes<T>};
+        if (b.dense)
+          dense_tile(s, b, p, w.input, packed.pointwise[k], y, end, sink);
+        else
+          matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
         store_pixels(w.b, width, positions, b.channels, to, b.raw_pixel, wanted ? &moments : nullptr, y == 0);
       }
     }
   }
 }
 
-// dt = a g + b t + c of rows from y, (positions, width).
+// dt = a g + b t + c of some positions, `position` elements apart in `out` and vectors `vector`.
 template <class T>
-inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t width, T* out) {
-  for_each_vector<T>(b.channels, [&](int64_t, int64_t c, auto count) {
+inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t position,
+                         int64_t vector, T* out) {
+  for_each_vector<T>(b.channels, [&](int64_t v, int64_t c, auto count) {
     const T* coefficients = static_cast<const T*>(b.coefficients) + c;
     const Vec<T> of_grad = load_channels(coefficients, count);
     const Vec<T> of_raw = load_channels(coefficients + b.coefficient_row, count);
@@ -177,7 +196,7 @@ inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t p
       __builtin_prefetch(grad + (i + kAhead) * b.grad_pixel + c);
       const Vec<T> g = load_channels(grad + i * b.grad_pixel + c, count);
       const Vec<T> t = load_channels(raw + i * b.raw_pixel + c, count);
-      store<T>(out + i * width + c, of_grad * g + (of_raw * t + constant));
+      store<T>(out + i * position + v * vector, of_grad * g + (of_raw * t + constant));
     }
   });
 }
@@ -258,7 +277,7 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
   for (int64_t y = 0; y < b.height; y += step) {
     const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
     activation.until_output(b, end);
-    raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel, positions, width, w.b);
+    raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel, positions, width, lanes, w.b);
     if (pointwise_grad != nullptr) {
       depthwise_tile(b, p, w.input, depthwise, y, end, w.a);
       const StoreProduct<T, true> sum{pointwise_grad, depth, lanes};
@@ -283,6 +302,46 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
                      at(w.plane, p, v, y + p.pad, p.pad), lanes,
                      {end - y, b.width, b.stride * p.columns * lanes, p.columns * lanes},
                      depthwise_grad + v * b.kernel * b.kernel * lanes);
+  }
+}
+
+// The same for a dense convolution: the gradient of the raw outputs into w.plane, and of the weights.
+template <class T>
+inline void dense_backward_tiles(const Source& s, const Branch& b, const Planes& p, int64_t image, T* weights_grad,
+                                 Activation<T>& activation, const Workspace<T>& w) {
+  constexpr int64_t lanes = kLanes<T>;
+  const int64_t step = tile_rows(b.width, std::max(s.channels, b.channels)), row = p.columns * lanes;
+  for (int64_t y = 0; y < b.height; y += step) {
+    const int64_t end = std::min(y + step, b.height);
+    activation.until_output(b, end);
+    for (int64_t i = y; i < end; ++i) {
+      const int64_t first = (image * b.height + i) * b.width;
+      raw_gradient(b, static_cast<const T*>(b.grad) + first * b.grad_pixel,
+                   static_cast<const T*>(b.raw) + first * b.raw_pixel, b.width, lanes, plane_size<T>(p),
+                   at(w.plane, p, 0, i + p.pad, p.pad));
+    }
+    if (weights_grad != nullptr)
+      dense_weights(first_tap(static_cast<const T*>(w.input), p, b, 0, y), b.kernel, row, p.vectors, plane_size<T>(p),
+                    at(w.plane, p, 0, y + p.pad, p.pad), b.channels, {end - y, b.width, row, row}, weights_grad);
+  }
+}
+
+// The transpose of the dense convolution, from w.plane to w.input_grad: added, or written if that is `fresh`.
+template <class T, class Finished>
+inline void dense_transpose(const Source& s, const Branch& b, const Planes& p, const T* weights, bool fresh,
+                            const Workspace<T>& w, const Finished& finished) {
+  const int64_t offset = p.pad - b.kernel / 2;
+  for (int64_t y = 0; y < s.height; ++y) {
+    T* to = at(w.input_grad, p, 0, y + p.pad, p.pad);
+    const auto convolve = [&](const auto& sink) {
+      dense_row(at(static_cast<const T*>(w.plane), p, 0, y + offset, offset), b.kernel, p.columns * kLanes<T>,
+                b.channels, plane_size<T>(p), weights, p.vectors, s.width, sink);
+    };
+    if (fresh)
+      convolve(StoreProduct<T, false>{to, kLanes<T>, plane_size<T>(p)});
+    else
+      convolve(StoreProduct<T, true>{to, kLanes<T>, plane_size<T>(p)});
+    finished(y);
   }
 }
 
@@ -355,12 +414,17 @@ inline void backward_image(const Params& params, const Packed<T>& packed, const 
     if (b.source != source) continue;
     const bool gathers = b.kernel > 0 && b.stride == 1, is_last = next(params, k) == k;
     if (fresh && !gathers) std::fill(w.input_grad, w.input_grad + p.vectors * plane_size<T>(p), T(0));
-    backward_tiles(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
-                   packed.pointwise_grad(k, chunk), raw_of<T>(params, next(params, k), image), activation, w);
-    if (b.kernel > 0)
-      depthwise_transpose(s, b, p, packed.depthwise[k], fresh, w, [&](int64_t y) {
-        if (is_last) finish(y + 1);
-      });
+    const auto row_done = [&](int64_t y) {
+      if (is_last) finish(y + 1);
+    };
+    if (b.dense) {
+      dense_backward_tiles(s, b, p, image, packed.pointwise_grad(k, chunk), activation, w);
+      dense_transpose(s, b, p, packed.pointwise[k], fresh, w, row_done);
+    } else {
+      backward_tiles(s, b, p, image, packed.depthwise[k], packed.pointwise[k], packed.depthwise_grad(k, chunk),
+                     packed.pointwise_grad(k, chunk), raw_of<T>(params, next(params, k), image), activation, w);
+      if (b.kernel > 0) depthwise_transpose(s, b, p, packed.depthwise[k], fresh, w, row_done);
+    }
     fresh = false;
   }
   finish(s.height);

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from fastnas.ops.separable_stage import Branch
+from fastnas.ops.separable_stage import DENSE, Branch
 from fastnas.spaces import Cell, Edge
 from fastnas.supernet.arena import Arena
 from fastnas.supernet.primitives import BatchNorm, FactorizedReduce
@@ -16,8 +16,9 @@ from fastnas.supernet.reference import MixedCell
 
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5, "sep_conv_7x7": 7}
 DILATED = {"dil_conv_3x3": 3, "dil_conv_5x5": 5}
+CONVOLUTIONS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum"}
-FUSED = {"none", "skip_connect", *SEPARABLE, *DILATED, *POOLS}
+FUSED = {"none", "skip_connect", *SEPARABLE, *DILATED, *CONVOLUTIONS, *POOLS}
 
 NONE = -1  # no norm, no weight
 
@@ -25,7 +26,10 @@ NONE = -1  # no norm, no weight
 def is_fused(spec: Cell) -> bool:
     """Whether the fused cell can execute it: a supernet's, of primitives that the native ops know."""
     return (
-        spec.alpha is not None and not spec.affine and all(set(edge.primitives) <= FUSED for edge in spec.edges)
+        spec.alpha is not None
+        and not spec.affine
+        and all(set(edge.primitives) <= FUSED for edge in spec.edges)
+        and all("nor_conv_3x3" not in edge.primitives or edge.stride == 1 for edge in spec.edges)
     )
 
 
@@ -97,6 +101,8 @@ class CellPlan:
         preprocessing: of each input.
         sources: what reads each state, by ascending state.
         terms: of each node (states behind the inputs), in the order of the edges.
+        biases: of convolutions with a bias, by the norm behind them: offsets in the weights. The normalisation takes
+            a bias away again, so it is added to the running means alone.
         stride: from the cell's inputs to its nodes.
         norms: number of BatchNorms; each has ``spec.channels`` channels.
     """
@@ -114,6 +120,7 @@ class CellPlan:
             SourcePlan(state, stride, [e.target for e in spec.edges if (e.source, e.stride) == (state, stride)])
             for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges})
         ]
+        self.biases: dict[int, int] = {}
         self.terms: list[list[Term]] = [[] for _ in range(spec.states)]
         for row, (edge, primitives) in enumerate(zip(spec.edges, module.edges, strict=True)):
             assert isinstance(primitives, nn.ModuleDict)
@@ -159,6 +166,11 @@ class CellPlan:
                 terms.append(Term(index, "first", plan.outputs, norm, weight))
                 plan.first += self._reduction(module, plan.outputs, norm, grad)
                 plan.outputs += 1
+            elif name in CONVOLUTIONS:
+                norm = self._norm(module[2])
+                terms.append(Term(index, "first", plan.outputs, norm, weight))
+                plan.first.append(self._convolution(module[1], edge.stride, plan.outputs, norm, grad))
+                plan.outputs += 1
             elif name in DILATED:
                 norm = self._norm(module[3])
                 terms.append(Term(index, "first", plan.outputs, norm, weight))
@@ -187,6 +199,14 @@ class CellPlan:
         kernel, dilation = depthwise.kernel_size[0], depthwise.dilation[0]
         offsets = self._at(depthwise.weight), self._at(pointwise.weight)
         return Branch(source, kernel, dilation, stride, 0, *offsets, len(pointwise.weight), out, 0, norm, grad)
+
+    def _convolution(self, convolution: nn.Conv2d, stride: int, out: int, norm: int, grad: int) -> Branch:
+        kernel, weight = convolution.kernel_size[0], self._at(convolution.weight)
+        if convolution.bias is not None:
+            self.biases[norm] = self._at(convolution.bias)
+        kernel, depthwise = (0, 0) if kernel == 1 else (kernel, DENSE)
+        channels = len(convolution.weight)
+        return Branch(0, kernel, 1, stride, 0, depthwise, weight, channels, out, 0, norm, grad)
 
     def _reduction(self, module: FactorizedReduce, out: int, norm: int, grad: int) -> list[Branch]:
         even, odd = module.even.weight, module.odd.weight

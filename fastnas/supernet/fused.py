@@ -58,11 +58,27 @@ class FusedCell:
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
-        statistics = torch.empty_like(self.running) if training else self.running
+        statistics = torch.empty_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training)
         if training and self.net.statistics_move:
             self._move_statistics(statistics, inputs, out)
         return out
+
+    def _biases(self) -> Tensor:
+        """(norms, C): the bias of the convolution before each norm, zero where there is none."""
+        biases = torch.zeros_like(self.running[:, 0])
+        for norm, offset in self.plan.biases.items():
+            biases[norm] = self.weights.detach()[offset : offset + biases.shape[1]]
+        return biases
+
+    @torch.no_grad()
+    def _without_biases(self) -> Tensor:
+        """The running statistics of raw branch outputs, which leave biases out."""
+        if not self.plan.biases:
+            return self.running
+        statistics = self.running.clone()
+        statistics[:, 0] -= self._biases()
+        return statistics
 
     @torch.no_grad()
     def _move_statistics(self, batch: Tensor, inputs: Sequence[Tensor], out: Tensor) -> None:
@@ -72,5 +88,8 @@ class FusedCell:
             if preprocessing.table:
                 stride = preprocessing.stride
                 counts[preprocessing.norm] = x[:, 0, ::stride, ::stride].numel()
+        if self.plan.biases:
+            batch = batch.clone()
+            batch[:, 0] += self._biases()
         share = batch.new_tensor([[MOMENTUM, MOMENTUM * n / max(n - 1, 1)] for n in counts])
         self.running.mul_(1 - MOMENTUM).addcmul_(batch, share.unsqueeze(-1))

@@ -248,6 +248,8 @@ class CellPass:
             if state >= len(self.inputs):
                 self._node_backward(state)
         input_grads = self._preprocess_backward()
+        if weights_needed:
+            self._bias_gradients(self.weights_grad[0])
         return self.mixing_grad, self.weights_grad[0] if weights_needed else None, input_grads
 
     def _state_grads(self, grad: Tensor) -> list[Tensor]:
@@ -320,6 +322,19 @@ class CellPass:
                 grad = x_grad
             input_grads.append(grad)
         return input_grads
+
+    def _bias_gradients(self, weights_grad: Tensor) -> None:
+        """A convolution's bias: without effect where the batch's mean is taken away behind it, else a sum of gradients."""
+        channels = self.plan.spec.channels
+        for norm, offset in self.plan.biases.items():
+            grad = weights_grad[offset : offset + channels]
+            if self.training:
+                grad.zero_()
+            else:
+                target = next(
+                    node for node, terms in enumerate(self.plan.terms) if any(t.norm == norm for t in terms)
+                )
+                torch.mul(self.coefficients[norm, 0], self.grads[target].sum((0, 2, 3)), out=grad)
 
     def _images(self, channels: int) -> Tensor:
         """Uninitialised, in the size of the nodes."""
