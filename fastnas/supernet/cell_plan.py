@@ -55,7 +55,7 @@ class SourcePlan:
     """All branches that read one state with one stride.
 
     ``first`` reads the state itself; its outputs ``middle`` are the first halves of separable convolutions, which
-    ``second`` goes on with. ``targets`` are the nodes whose gradients the branches get, in the order that
+    ``second`` goes on with; its other outputs, ``ends``, enter a node. ``targets`` are the nodes whose gradients the branches get, in the order that
     ``Branch.grad`` counts them; behind them, for ``first``, those of ``middle``.
     """
 
@@ -77,6 +77,9 @@ class SourcePlan:
         """Writes the branches down as the ops' tables."""
         self.first_table = [number for branch in self.first for number in branch]
         self.second_table = [number for branch in self.second for number in branch]
+        self.ends = [i for i in range(self.outputs) if i not in self.middle]
+        middle = [branch for branch in self.first if branch.out in self.middle]
+        self.middle_table = [n for i, branch in enumerate(middle) for n in branch._replace(out=i)]
 
 
 @dataclass(frozen=True)

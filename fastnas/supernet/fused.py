@@ -21,10 +21,15 @@ class FusedSupernet(Supernet):
 
     Cells with primitives that the native ops do not know, and those of discrete networks, run as in the reference,
     their nodes by ``fastnas.ops.mixed_sum``.
+
+    Args:
+        recompute: keep no cell's activations for the backward pass, compute them again there: a second forward
+            pass for the memory of one cell in place of all.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, recompute: bool = False, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.recompute = recompute
         self._fused: dict[int, FusedCell] = {}
         if self.weights.flat.device.type != "cpu":
             return  # the native ops run on the CPU so far
@@ -48,7 +53,7 @@ class FusedSupernet(Supernet):
 class FusedCell:
     """One cell: its plan, and its spans of the network's arenas."""
 
-    def __init__(self, net: Supernet, index: int, spec: Cell, module: MixedCell) -> None:
+    def __init__(self, net: FusedSupernet, index: int, spec: Cell, module: MixedCell) -> None:
         prefix = f"stages.{index}."
         self.net, self.module = net, module
         self.plan = CellPlan(spec, module, prefix, net.weights, net.running)
@@ -59,7 +64,7 @@ class FusedCell:
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
         statistics = torch.empty_like(self.running) if training else self._without_biases()
-        out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training)
+        out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move:
             self._move_statistics(statistics, inputs, out)
         return out

@@ -1,8 +1,9 @@
 """One cell of a supernet as one autograd function over the native ops.
 
 A forward pass runs the plan state by state, a backward pass in reverse: when a state's turn comes, all nodes that it
-feeds have their gradients, so all of its branches are one call. Kept for backward are the states and the raw
-branch outputs; pooled states and depthwise outputs are computed again.
+feeds have their gradients, so all of its branches are one call. Kept for backward are the states and the raw outputs
+that enter a node; pooled states, depthwise outputs and what lies in the middle of a separable convolution are computed
+again. With ``recompute`` only the cell's inputs and output are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def fused_cell(
     weights: Tensor,
     statistics: Tensor,
     training: bool,
+    recompute: bool = False,
 ) -> Tensor:
     """The output of a cell, its output states side by side; differentiable once.
 
@@ -38,12 +40,13 @@ def fused_cell(
         weights: (P_cell,) the cell's span of the arena.
         statistics: (norms, 2, C) means and variances; written in training (the batch's), read in evaluation.
         training: normalise with the batch's statistics.
+        recompute: keep no branch outputs for backward, compute them again there.
 
     Returns:
         (B, C len(outputs), H', W'), channels last.
     """
     inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    return _FusedCell.apply(plan, statistics, training, mixing, weights, *inputs)
+    return _FusedCell.apply(plan, statistics, training, recompute, mixing, weights, *inputs)
 
 
 class _FusedCell(torch.autograd.Function):
@@ -53,6 +56,7 @@ class _FusedCell(torch.autograd.Function):
         plan: CellPlan,
         statistics: Tensor,
         training: bool,
+        recompute: bool,
         mixing: Tensor,
         weights: Tensor,
         *inputs: Tensor,
@@ -60,10 +64,9 @@ class _FusedCell(torch.autograd.Function):
         run = CellPass(plan, statistics, training, mixing.reshape(-1), weights, inputs)
         out = run.forward()
         ctx.plan, ctx.training, ctx.mixing_shape = plan, training, mixing.shape
-        ctx.counts = [len(group) for group in run.kept()]
-        ctx.save_for_backward(
-            statistics, run.mixing, weights, out, *inputs, *(t for group in run.kept() for t in group)
-        )
+        kept = [] if recompute else run.kept()
+        ctx.counts = [len(group) for group in kept]
+        ctx.save_for_backward(statistics, run.mixing, weights, out, *inputs, *(t for group in kept for t in group))
         return out
 
     @staticmethod
@@ -77,12 +80,15 @@ class _FusedCell(torch.autograd.Function):
         for count in ctx.counts:
             groups.append(rest[:count])
             rest = rest[count:]
-        run.restore(out, groups)
+        if groups:
+            run.restore(out, groups)
+        else:
+            run.recompute(out)
         del out, rest, groups
-        *_, mixing_needed, weights_needed = ctx.needs_input_grad[:5]
+        mixing_needed, weights_needed = ctx.needs_input_grad[4:6]
         mixing_grad, weights_grad, input_grads = run.backward(grad, weights_needed)
         mixing_grad = mixing_grad.view(ctx.mixing_shape)
-        return None, None, None, mixing_grad if mixing_needed else None, weights_grad, *input_grads
+        return None, None, None, None, mixing_grad if mixing_needed else None, weights_grad, *input_grads
 
 
 class CellPass:
@@ -91,7 +97,8 @@ class CellPass:
     Attributes:
         projected: raw outputs of the preprocessing of those inputs that have one.
         states: of the cell; the output states are slices of its output.
-        first, second: raw outputs of the calls for each source plan.
+        first, second: raw outputs of the calls for each source plan. Those of ``first`` that feed ``second`` are
+            there as long as ``second`` needs them.
         pooled: average and maximum of each source plan's state, as far as wanted.
     """
 
@@ -108,7 +115,7 @@ class CellPass:
         self.mixing, self.weights, self.inputs = mixing, weights, inputs
         self.projected: list[Tensor] = []
         self.states: list[Tensor] = []
-        self.first: list[list[Tensor]] = []
+        self.first: list[dict[int, Tensor]] = []
         self.second: list[list[Tensor]] = []
         self.pooled: list[dict[str, Tensor]] = []
 
@@ -134,25 +141,43 @@ class CellPass:
 
     def kept(self) -> list[list[Tensor]]:
         """What backward needs beside the cell's output and inputs, in groups whose number does not vary."""
-        spec = self.plan.spec
         own = [s for i, s in enumerate(self.states) if self._is_own(i)]
-        return [self.projected, own, *self.first, *self.second]
+        return [self.projected, own, *(list(first.values()) for first in self.first), *self.second]
 
     def restore(self, out: Tensor, groups: list[list[Tensor]]) -> None:
         """The inverse of ``kept``, with the cell's output."""
-        spec = self.plan.spec
         self.projected, own, *raws = groups
+        self._restore_states(out, own)
+        half = len(self.plan.sources)
+        self.first = [
+            dict(zip(source.ends, first, strict=True))
+            for source, first in zip(self.plan.sources, raws[:half], strict=True)
+        ]
+        self.second = raws[half:]
+
+    def recompute(self, out: Tensor) -> None:
+        """All that ``kept`` would have kept, from the cell's inputs and output and its statistics."""
+        training, self.training = self.training, False  # the statistics are known
+        own = [
+            self._preprocess(x, preprocessing.table, preprocessing.norm)
+            for x, preprocessing in zip(self.inputs, self.plan.preprocessing, strict=True)
+            if preprocessing.table
+        ]
+        self._restore_states(out, own)
+        for source in self.plan.sources:
+            self._read(source)
+        self.pooled = []
+        self.training = training
+
+    def _restore_states(self, out: Tensor, own: list[Tensor]) -> None:
+        spec = self.plan.spec
         slots = dict(zip(spec.output, out.split(spec.channels, dim=1), strict=True))
         remaining = iter(own)
         for i in range(spec.states):
             if self._is_own(i):
                 self.states.append(next(remaining))
-            elif i < len(self.inputs):
-                self.states.append(self.inputs[i])
             else:
-                self.states.append(slots[i])
-        half = len(self.plan.sources)
-        self.first, self.second = raws[:half], raws[half:]
+                self.states.append(self.inputs[i] if i < len(self.inputs) else slots[i])
 
     def _is_own(self, state: int) -> bool:
         """Whether a state is neither an input as it is nor a slice of the output."""
@@ -163,9 +188,7 @@ class CellPass:
     def _preprocess(self, x: Tensor, table: list[int], norm: int) -> Tensor:
         if not table:
             return x
-        (raw,) = OPS.separable_stage(
-            [x], [NONE], self.weights, self.statistics, table, EPS, self.training
-        )
+        (raw,) = self._stage([x], [NONE], table)
         self.projected.append(raw)
         state = torch.empty_like(raw)
         OPS.normalised_mixed_sum([raw], [norm], self.mixing, [NONE], self.statistics, EPS, state)
@@ -177,17 +200,18 @@ class CellPass:
         first: list[Tensor] = []
         second: list[Tensor] = []
         if source.first:
-            first = OPS.separable_stage(
-                [x], [NONE], self.weights, self.statistics, source.first_table, EPS, self.training
-            )
+            first = self._stage([x], [NONE], source.first_table)
         if source.second:
-            middle = [first[i] for i in source.middle]
-            second = OPS.separable_stage(
-                middle, source.middle_norms, self.weights, self.statistics, source.second_table, EPS, self.training
-            )
-        self.first.append(first)
+            second = self._stage([first[i] for i in source.middle], source.middle_norms, source.second_table)
+        self.first.append({i: first[i] for i in source.ends})
         self.second.append(second)
         self._pool(source, self.training)
+
+    def _stage(self, sources: list[Tensor], norms: list[int], table: list[int]) -> list[Tensor]:
+        raws: list[Tensor] = OPS.separable_stage(
+            sources, norms, self.weights, self.statistics, table, EPS, self.training
+        )
+        return raws
 
     def _pool(self, source: SourcePlan, statistics: bool) -> None:
         norms = source.norms if statistics else {"average": [], "maximum": []}
@@ -235,7 +259,7 @@ class CellPass:
         """Gradients of the mixing weights, the weights (None: not needed) and the inputs."""
         plan, spec = self.plan, self.plan.spec
         for source in plan.sources:
-            self._pool(source, False)
+            self._pool(source, statistics=False)
         self.coefficients = self.statistics.new_empty(plan.norms, 3, spec.channels)
         self.mixing_grad = torch.zeros_like(self.mixing)
         self.weights_grad = [torch.empty_like(self.weights)] if weights_needed else []
@@ -267,7 +291,12 @@ class CellPass:
         x, x_grad = self.states[source.state], self.grads[source.state]
         targets = [self.grads[target] for target in source.targets]
         first, second = self.first[index], self.second[index]
-        middle = [first[i] for i in source.middle]
+        middle: list[Tensor] = []
+        if source.second:
+            middle = OPS.separable_stage(
+                [x], [NONE], self.weights, self.statistics, source.middle_table, EPS, False
+            )
+            first.update(zip(source.middle, middle, strict=True))
         middle_grads = [torch.empty_like(t) for t in middle]
         shared = (self.weights, self.statistics, self.coefficients)
         if source.second:
@@ -277,7 +306,7 @@ class CellPass:
             )  # fmt: skip
         if source.first:
             OPS.separable_stage_backward(
-                [*targets, *middle_grads], first, [x], [NONE], *shared, source.first_table, EPS, self.training,
+                [*targets, *middle_grads], [first[i] for i in range(source.outputs)], [x], [NONE], *shared, source.first_table, EPS, self.training,
                 self.weights_grad, [x_grad],
             )  # fmt: skip
         pooled = self.pooled[index]
@@ -292,7 +321,7 @@ class CellPass:
             self.mixing,
             x_grad,
         )
-        self.first[index] = self.second[index] = []
+        self.first[index], self.second[index] = {}, []
 
     def _node_backward(self, state: int) -> None:
         tensors, norms, indices = self._terms(state)
