@@ -118,13 +118,15 @@ def vanilla_model(contest: Contest) -> ModelWithAlphas:
     return model.to(contest.device)
 
 
-def fastnas_model(contest: Contest, backend: str, model: ModelWithAlphas) -> Supernet:
+def fastnas_model(
+    contest: Contest, backend: str, model: ModelWithAlphas, recompute: bool = False
+) -> Supernet:
     """The network in fastnas, in ``model``'s dtype and with its weights and alphas."""
     space = make_space(
         contest.space, channels=contest.channels, layers=contest.depth, classes=CLASSES, image_channels=3
     )
     dtype = model.alphas[0].dtype
-    net = build_supernet(space, backend=backend, dtype=dtype, device=contest.device)
+    net = build_supernet(space, backend=backend, dtype=dtype, device=contest.device, recompute=recompute)
     sides = (
         ([*net.parameters()], [*model.parameters()]),
         ([*net.alphas.tensors.values()], model.alphas),

@@ -62,6 +62,8 @@ class SpeedupConfig:
     """K of idarts."""
     backend: str = "fused"
     """The executor of fastnas: fused or reference."""
+    recompute: bool = False
+    """fastnas computes each cell's activations again in the backward pass instead of keeping them."""
     rounds: int = 5
     """Timed calls of each side."""
     warmup: int = 1
@@ -101,7 +103,7 @@ def compare(config: SpeedupConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     full_float32()
     model = vanilla_model(contest)
-    net = fastnas_model(contest, config.backend, model)
+    net = fastnas_model(contest, config.backend, model, config.recompute)
     found = agreements(contest, model, net)
     require_agreement(found)
     functions = {"vanilla": vanilla_function(contest, model), "fastnas": fastnas_function(contest, net)}

@@ -125,7 +125,9 @@ class Search:
             image_channels=dataset.channels,
         )
         try:
-            self.net = build_supernet(space, backend=network.backend, dtype=self.dtype, device=device)
+            self.net = build_supernet(
+                space, backend=network.backend, dtype=self.dtype, device=device, recompute=network.recompute
+            )
         except (RuntimeError, MemoryError) as error:
             if "alloc" not in str(error):
                 raise

@@ -20,6 +20,7 @@ def build_supernet(
     backend: str = "fused",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    recompute: bool = False,
 ) -> Supernet:
     """The supernet (or discrete network) that executes ``space``; weights from torch's current random state.
 
@@ -28,12 +29,18 @@ def build_supernet(
         backend: "fused" (this library's ops) or "reference" (plain PyTorch, differentiable twice).
         dtype: of weights, running statistics and alpha.
         device: where they live.
+        recompute: (fused) keep no cell's activations for the backward pass, compute them again there; the same
+            numbers, in more time and less memory.
 
     Raises:
-        FastnasError: an unknown backend or primitive.
+        FastnasError: an unknown backend or primitive, or ``recompute`` with the reference.
     """
     if backend not in BACKENDS:
         raise FastnasError(f"unknown backend {backend!r}; known are {', '.join(BACKENDS)}")
+    if backend == "fused":
+        return FusedSupernet(space, dtype=dtype, device=device, recompute=recompute)
+    if recompute:
+        raise FastnasError(f"backend {backend} keeps its activations; recompute needs backend fused")
     return BACKENDS[backend](space, dtype=dtype, device=device)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.ops.mixed_sum import mixed_sum
-from fastnas.spaces import Cell
+from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
 from fastnas.supernet.fused_cell import fused_cell
 from fastnas.supernet.primitives import MOMENTUM
@@ -27,8 +27,8 @@ class FusedSupernet(Supernet):
             pass for the memory of one cell in place of all.
     """
 
-    def __init__(self, *arguments: Any, recompute: bool = False, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, space: Space, *, recompute: bool = False, **options: Any) -> None:
+        super().__init__(space, **options)
         self.recompute = recompute
         self._fused: dict[int, FusedCell] = {}
         if self.weights.flat.device.type != "cpu":

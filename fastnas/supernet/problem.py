@@ -48,7 +48,7 @@ class SupernetProblem:
 
     def train_grad_alpha(self) -> Tensor:
         """dL1/dalpha, (H,)."""
-        with self._pass(self.train) as loss:
+        with self.net.weights.constant(), self._pass(self.train) as loss:
             return gradients(loss, self.net.alphas)[0]
 
     def val_grads(self) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class SupernetProblem:
 
     def val_grad_alpha(self) -> Tensor:
         """dL2/dalpha, (H,)."""
-        with self._pass(self.val) as loss:
+        with self.net.weights.constant(), self._pass(self.val) as loss:
             return gradients(loss, self.net.alphas)[0]
 
     @contextmanager
