@@ -60,10 +60,12 @@ def test_a_search_learns(tiny):
     assert result.metrics[-1]["val_accuracy"] > 0.3
 
 
-def test_two_runs_of_one_seed_are_the_same_to_the_bit(tiny, tmp_path):
-    a, b = tiny(), tiny(out=tmp_path / "again")
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_two_runs_of_one_seed_are_the_same_to_the_bit(tiny, tmp_path, space):
+    options = {"space": space, "layers": 3 if space == "darts" else 1}
+    a, b = tiny(**options), tiny(**options, out=tmp_path / "again")
     assert same(a, b)
-    assert not same(a, tiny(out=tmp_path / "other", seed=1))
+    assert not same(a, tiny(**options, out=tmp_path / "other", seed=1))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
@@ -242,9 +244,11 @@ def test_the_learning_rate_is_the_scheduled_one_of_the_epoch():
         scheduler.step()
 
 
-def test_the_backends_find_the_same_cells_in_float64(tiny, tmp_path):
-    a = tiny(dtype="float64", backend="fused")
-    b = tiny(dtype="float64", backend="reference", out=tmp_path / "reference")
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_the_backends_find_the_same_cells_in_float64(tiny, tmp_path, space):
+    options = {"dtype": "float64", "space": space, "layers": 3 if space == "darts" else 1}
+    a = tiny(**options, backend="fused")
+    b = tiny(**options, backend="reference", out=tmp_path / "reference")
     assert a.genotype == b.genotype
     for name in a.alphas:
         torch.testing.assert_close(a.alphas[name], b.alphas[name])
