@@ -25,18 +25,21 @@ Params params_of(const Tensor& x, int64_t stride) {
 
 // Where row `norm` of a (norms, rows, channels) tensor begins.
 void* row_of(const Tensor& tensor, int64_t norm, const Params& p) {
-  FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm, " of ",
-                p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
-  return static_cast<char*>(tensor.data_ptr()) + norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+  FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm,
+                " of ", p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
+  return static_cast<char*>(tensor.data_ptr()) +
+         norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
 }
 
 std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool maximum,
-                            const std::vector<int64_t>& average_norms, const std::vector<int64_t>& maximum_norms,
-                            const Tensor& statistics) {
+                            const std::vector<int64_t>& average_norms,
+                            const std::vector<int64_t>& maximum_norms, const Tensor& statistics) {
   Params p = params_of(x, stride);
   FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
                 "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
   check_dense(statistics, x, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
+  FASTNAS_CHECK((average || average_norms.empty()) && (maximum || maximum_norms.empty()), kOp,
+                "norms are given for a pooling that is not wanted");
   for (const int64_t norm : average_norms) p.average_norms.push_back(row_of(statistics, norm, p));
   for (const int64_t norm : maximum_norms) p.maximum_norms.push_back(row_of(statistics, norm, p));
   p.average_pixel = p.maximum_pixel = p.channels;
@@ -78,7 +81,8 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
   const auto weight = [&](int64_t index) -> const void* {
     FASTNAS_CHECK(index < weights.numel(), kOp, "weight ", index, " of ", weights.numel());
     return index < 0 ? nullptr
-                     : static_cast<const char*>(weights.data_ptr()) + index * static_cast<int64_t>(weights.element_size());
+                     : static_cast<const char*>(weights.data_ptr()) +
+                           index * static_cast<int64_t>(weights.element_size());
   };
   const auto norm = [&](int64_t index) { return index < 0 ? nullptr : row_of(coefficients, index, p); };
   for (size_t e = 0; e < grads.size(); ++e) {
@@ -86,9 +90,11 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
     check_size(grad, p.images, p.channels, p.out_height, p.out_width, kOp, "grads");
     const int64_t* row = table.data() + e * kColumns;
     FASTNAS_CHECK(row[4] < 0 || stride == 1, kOp, "a skip-connection has stride 1");
-    FASTNAS_CHECK((p.average != nullptr || row[1] < 0) && (p.maximum != nullptr || row[3] < 0), kOp,
-                  "an edge has a pooling whose output is not given");
-    p.edges.push_back({grad.data, grad.pixel, norm(row[0]), weight(row[1]), norm(row[2]), weight(row[3]), weight(row[4])});
+    FASTNAS_CHECK(
+        (!average.empty() || (row[0] < 0 && row[1] < 0)) && (!maximum.empty() || (row[2] < 0 && row[3] < 0)),
+        kOp, "an edge has a pooling whose output is not given");
+    p.edges.push_back(
+        {grad.data, grad.pixel, norm(row[0]), weight(row[1]), norm(row[2]), weight(row[3]), weight(row[4])});
   }
   if (x.numel() > 0) backward_cpu(p);
 }

@@ -11,6 +11,9 @@ from fastnas.build_info import build_info
 
 LEVELS = ["baseline", "avx2", "avx512"]
 
+# torch.library.opcheck of ops that write into an argument and return a list of tensors: torch.compile takes none such
+NOT_COMPILED = ("test_schema", "test_autograd_registration", "test_faketensor")
+
 
 def assert_passes_at(level, file, keyword):
     """The tests of ``file`` that match ``keyword`` pass in a process whose kernels are those of ``level``."""
