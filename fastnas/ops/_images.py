@@ -45,7 +45,7 @@ def check_like(
 
 def check_eps(op: str, eps: object) -> float:
     """``eps`` as a float; raise unless it is a finite number >= 0."""
-    if isinstance(eps, Real) and not isinstance(eps, bool) and math.isfinite(eps) and eps >= 0:
+    if isinstance(eps, Real) and not isinstance(eps, bool) and math.isfinite(eps) and float(eps) >= 0:
         return float(eps)
     raise FastnasError(f"{op}: eps must be a finite number >= 0, got {eps!r}")
 

@@ -292,13 +292,15 @@ class _SeparableStage(torch.autograd.Function):
             weights_grad,
             source_grads,
         )
+        wanted: list[Tensor | None] = [*source_grads]
         if call.normalise:
-            of_sources = zip(coefficients, source_grads, sources, ctx.needs_input_grad[3:], strict=False)
-            source_grads = [
+            wanted = [
                 normalised_gradient(row, grad, x, call.training) if needed else None
-                for row, grad, x, needed in of_sources
+                for row, grad, x, needed in zip(
+                    coefficients, source_grads, sources, ctx.needs_input_grad[3:], strict=False
+                )
             ]
-        return None, None, weights_grad[0] if weights_grad else None, *source_grads
+        return None, None, weights_grad[0] if weights_grad else None, *wanted
 
 
 def _source_norms(call: _Call, count: int) -> list[int]:
