@@ -323,6 +323,14 @@ def test_opcheck(shape):
         torch.library.opcheck(OPS.normalised_mixed_sum_backward.default, arguments)
 
 
+def test_under_compile():
+    arguments = make((3, 5, 4, 4), 3)
+    compiled = torch.compile(normalised_mixed_sum, fullgraph=True, backend="aot_eager")
+    ours, plain = (value_and_grads(function, *arguments)[0] for function in (compiled, normalised_mixed_sum))
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 X = last(torch.ones(2, 3, 4, 4))
 W, S = torch.ones(2), torch.ones(2, 2, 3)
 
