@@ -1,6 +1,6 @@
-// Batches of images in channels-last memory, as the supernet's ops take them: (N, C, H, W) tensors whose channels are neighbours,
-// whose pixels lie `pixel` elements apart and whose rows and images follow each other. A slice of the channels
-// of a channels-last tensor is one, too.
+// Batches of images in channels-last memory, as the supernet's ops take them: (N, C, H, W) tensors whose
+// channels are neighbours, whose pixels lie `pixel` elements apart and whose rows and images follow each
+// other. A slice of the channels of a channels-last tensor is one, too, and every tensor without elements.
 #pragma once
 
 #include "cpu/allocator.h"
@@ -27,15 +27,15 @@ inline Images images_of(const Tensor& tensor, const char* op, const char* name) 
   const bool fits = (images.channels <= 1 || tensor.stride(1) == 1) && images.pixel >= images.channels &&
                     (images.height <= 1 || tensor.stride(2) == images.width * images.pixel) &&
                     (images.count <= 1 || tensor.stride(0) == images.height * images.width * images.pixel);
-  FASTNAS_CHECK(fits, op, name, " must be in channels_last memory");
+  FASTNAS_CHECK(fits || tensor.numel() == 0, op, name, " must be in channels_last memory");
   return images;
 }
 
 // As `images_of`, and of the dtype and device of `model`.
 inline Images images_like(const Tensor& tensor, const Tensor& model, const char* op, const char* name) {
   FASTNAS_CHECK(tensor.scalar_type() == model.scalar_type() && same_device(tensor, model), op, name,
-                " must be ", dtype_text(model), " on ", device_text(model), ", got ", dtype_text(tensor), " on ",
-                device_text(tensor));
+                " must be ", dtype_text(model), " on ", device_text(model), ", got ", dtype_text(tensor),
+                " on ", device_text(tensor));
   return images_of(tensor, op, name);
 }
 
@@ -48,7 +48,8 @@ inline void check_size(const Images& images, int64_t count, int64_t channels, in
 }
 
 // An uninitialised channels-last batch (N, C, H, W) of the dtype and device of `model`.
-inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, int64_t height, int64_t width) {
+inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, int64_t height,
+                         int64_t width) {
   const Tensor rows = torch::stable::new_empty(model, {count, height, width, channels});
   cpu::advise_new_heap();
   return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);

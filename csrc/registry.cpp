@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "separable_stage(Tensor[] sources, int[] source_norms, Tensor weights, Tensor(a!) statistics, "
       "int[] table, float eps, bool training) -> Tensor[]");
-  // Gradients of outputs are a grad + b raw + c, with a, b, c from `coefficients` (norms, 3, channels). Adds to the
+  // Gradients of outputs are a (grad + b (raw - mean) + c), with a, b, c from `coefficients` (norms, 3, channels). Adds to the
   // source_grads of plain sources; of normalised ones writes that of the normalised value, and their
   // coefficients. Writes weights_grad (none or one).
   m.def(
@@ -36,7 +36,7 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "int[] maximum_norms, Tensor(a!) statistics) -> Tensor[]");
   m.def(
       "shared_pooling_backward(Tensor x, int stride, Tensor[] average, Tensor[] maximum, Tensor[] grads, "
-      "int[] table, Tensor coefficients, Tensor weights, Tensor(a!) x_grad) -> ()");
+      "int[] table, Tensor statistics, Tensor coefficients, Tensor weights, Tensor(a!) x_grad) -> ()");
 
   // |vector|, () of float64
   m.def("vector_norm(Tensor vector) -> Tensor");

@@ -11,13 +11,13 @@ constexpr const char* kOp = "normalised_mixed_sum: ";
 
 // What forward and backward share; `out` is the result or its gradient.
 Params common(const Tensor& out, const std::vector<Tensor>& branches, const std::vector<int64_t>& norms,
-              const Tensor& weights, const std::vector<int64_t>& indices, const Tensor& statistics, double eps,
-              bool training) {
+              const Tensor& weights, const std::vector<int64_t>& indices, const Tensor& statistics,
+              double eps, bool training) {
   FASTNAS_CHECK(out.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(out));
   FASTNAS_CHECK(out.scalar_type() == ScalarType::Float || out.scalar_type() == ScalarType::Double, kOp,
                 "branches must be float32 or float64, got ", dtype_text(out));
-  FASTNAS_CHECK(!branches.empty() && norms.size() == branches.size() && indices.size() == branches.size(), kOp,
-                "one norm and one weight a branch are needed, and at least one branch");
+  FASTNAS_CHECK(!branches.empty() && norms.size() == branches.size() && indices.size() == branches.size(),
+                kOp, "one norm and one weight a branch are needed, and at least one branch");
   FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
                 "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
   check_dense(statistics, out, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
@@ -26,18 +26,19 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
   const int64_t channels = statistics.size(2), element = out.element_size();
   const char* norm_data = static_cast<const char*>(statistics.data_ptr());
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
-  Params params{{}, to.data, to.pixel, to.count * to.height * to.width, to.channels, eps, training, kernel_dtype(out)};
+  Params params{{},          to.data, to.pixel, to.count * to.height * to.width,
+                to.channels, eps,     training, kernel_dtype(out)};
   for (size_t k = 0; k < branches.size(); ++k) {
     const Images x = images_like(branches[k], out, kOp, "branches");
     check_size(x, to.count, to.channels, to.height, to.width, kOp, "branches");
-    FASTNAS_CHECK(norms[k] >= -1 && norms[k] < statistics.size(0) && (norms[k] < 0 || channels == to.channels),
-                  kOp, "norm ", norms[k], " of ", to.channels, " channels among ", statistics.size(0), " of ",
-                  channels);
+    FASTNAS_CHECK(
+        norms[k] >= -1 && norms[k] < statistics.size(0) && (norms[k] < 0 || channels == to.channels), kOp,
+        "norm ", norms[k], " of ", to.channels, " channels among ", statistics.size(0), " of ", channels);
     FASTNAS_CHECK(indices[k] >= -1 && indices[k] < weights.numel(), kOp, "weight ", indices[k], " of ",
                   weights.numel());
-    params.branches.push_back({x.data, x.pixel,
-                               norms[k] < 0 ? nullptr : norm_data + norms[k] * 2 * channels * element,
-                               indices[k] < 0 ? nullptr : weight_data + indices[k] * element, nullptr, nullptr});
+    params.branches.push_back(
+        {x.data, x.pixel, norms[k] < 0 ? nullptr : norm_data + norms[k] * 2 * channels * element,
+         indices[k] < 0 ? nullptr : weight_data + indices[k] * element, nullptr, nullptr});
   }
   return params;
 }
@@ -47,10 +48,23 @@ void forward(const std::vector<Tensor>& branches, const std::vector<int64_t>& no
   forward_cpu(common(out, branches, norms, weights, indices, statistics, eps, false));
 }
 
+// Backward writes one gradient a row, so no two branches may share one.
+void check_once(const std::vector<int64_t>& rows, int64_t count, const char* name) {
+  std::vector<bool> used(count, false);
+  for (const int64_t row : rows) {
+    if (row < 0) continue;
+    FASTNAS_CHECK(!used[row], kOp, "backward needs a ", name, " of its own for each branch, ", name, " ", row,
+                  " has two");
+    used[row] = true;
+  }
+}
+
 void backward(const Tensor& grad, const std::vector<Tensor>& branches, const std::vector<int64_t>& norms,
-              const Tensor& weights, const std::vector<int64_t>& indices, const Tensor& statistics, double eps,
-              bool training, const Tensor& coefficients, const Tensor& weights_grad) {
+              const Tensor& weights, const std::vector<int64_t>& indices, const Tensor& statistics,
+              double eps, bool training, const Tensor& coefficients, const Tensor& weights_grad) {
   Params params = common(grad, branches, norms, weights, indices, statistics, eps, training);
+  check_once(norms, statistics.size(0), "norm");
+  check_once(indices, weights.numel(), "weight");
   check_dense(coefficients, grad, {statistics.size(0), 3, statistics.size(2)}, kOp, "coefficients");
   check_dense(weights_grad, grad, {weights.numel()}, kOp, "weights_grad");
   const int64_t element = grad.element_size();

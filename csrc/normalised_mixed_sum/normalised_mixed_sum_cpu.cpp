@@ -15,29 +15,24 @@ using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu
 
 inline constexpr int64_t kMaxLanes = 16;
 
-// Per channel, in whole vectors: each branch's w rstd and mean, and the sum of -w rstd mean.
+// Per channel, in whole vectors: each branch's w rstd and mean.
 template <class T>
 class Factors {
  public:
   explicit Factors(const Params& p)
       : row_((p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes),
         branches_(static_cast<int64_t>(p.branches.size())),
-        data_((2 * branches_ + 1) * row_) {
+        data_(2 * branches_ * row_) {
     for (int64_t c = 0; c < p.channels; ++c) {
-      double constant = 0;
       for (int64_t k = 0; k < branches_; ++k) {
         const Branch& b = p.branches[k];
-        const double weight = weight_of(b), mean = mean_of(b, c), scale = weight * rstd_of(b, p, c);
-        data_.data()[k * row_ + c] = static_cast<T>(scale);
-        data_.data()[(branches_ + k) * row_ + c] = static_cast<T>(mean);
-        constant -= scale * mean;
+        data_.data()[k * row_ + c] = static_cast<T>(weight_of(b) * rstd_of(b, p, c));
+        data_.data()[(branches_ + k) * row_ + c] = static_cast<T>(mean_of(b, c));
       }
-      data_.data()[2 * branches_ * row_ + c] = static_cast<T>(constant);
     }
   }
   const T* scale(size_t k) const { return data_.data() + static_cast<int64_t>(k) * row_; }
   const T* mean(size_t k) const { return data_.data() + (branches_ + static_cast<int64_t>(k)) * row_; }
-  const T* constant() const { return data_.data() + 2 * branches_ * row_; }
 
   static double weight_of(const Branch& b) {
     return b.weight == nullptr ? 1.0 : static_cast<double>(*static_cast<const T*>(b.weight));
@@ -106,15 +101,15 @@ void backward(const Params& p) {
     const double weight = Factors<T>::weight_of(b);
     double weight_grad = 0;
     for (int64_t c = 0; c < p.channels; ++c) {
-      const double rstd = Factors<T>::rstd_of(b, p, c), mean = Factors<T>::mean_of(b, c);
+      const double rstd = Factors<T>::rstd_of(b, p, c);
       weight_grad += rstd * products[c];
       if (b.coefficients == nullptr) continue;
       const bool through = p.training && p.pixels > 0;
-      const double of_x = through ? -weight * rstd * rstd * rstd * products[c] / count : 0;
+      const double of_x = through ? -rstd * rstd * products[c] / count : 0;
       T* out = static_cast<T*>(b.coefficients) + c;
       out[0] = static_cast<T>(weight * rstd);
       out[p.channels] = static_cast<T>(of_x);
-      out[2 * p.channels] = static_cast<T>(through ? -weight * rstd * totals[c] / count - of_x * mean : 0);
+      out[2 * p.channels] = static_cast<T>(through ? -totals[c] / count : 0);
     }
     if (b.weight_grad != nullptr) *static_cast<T*>(b.weight_grad) = static_cast<T>(weight_grad);
   }

@@ -3,7 +3,7 @@
 #include "cpu/channels.h"
 
 inline constexpr int kTogether = 4;
-inline constexpr int kWide = 4;
+inline constexpr int kWide = 2;
 inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
 
 // Pointers to K branches from `first`, at channel c.
@@ -27,22 +27,26 @@ struct Streams {
   }
 };
 
-// out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from the
-// factors' constant instead of out where `first` is 0.
+// out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from zero where `first`
+// is 0. The mean is taken off first: where a branch varies little around a large one, the sum would lose it.
 template <class T, int K, int V, class Count>
 FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
                                  int64_t c, Count count) {
   const Streams<T, K> streams(p, first, c);
-  Vec<T> scale[K][V];
+  Vec<T> scale[K][V], mean[K][V];
   for (int k = 0; k < K; ++k)
-    for (int v = 0; v < V; ++v) scale[k][v] = load(f.scale(first + k) + c + v * kLanes<T>);
+    for (int v = 0; v < V; ++v) {
+      scale[k][v] = load(f.scale(first + k) + c + v * kLanes<T>);
+      mean[k][v] = load(f.mean(first + k) + c + v * kLanes<T>);
+    }
   for (int64_t i = begin; i < end; ++i)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       T* to = static_cast<T*>(p.out) + i * p.out_pixel + c + v * kLanes<T>;
-      Vec<T> sum = first == 0 ? load(f.constant() + c + v * kLanes<T>) : load_channels(to, count);
+      const Vec<T> zero = {};
+      Vec<T> sum = first == 0 ? zero : load_channels(to, count);
 #pragma GCC unroll 4
-      for (int k = 0; k < K; ++k) sum += scale[k][v] * streams.read(k, i, v, count);
+      for (int k = 0; k < K; ++k) sum += scale[k][v] * (streams.read(k, i, v, count) - mean[k][v]);
       store_channels(to, sum, count);
     }
 }
@@ -87,8 +91,6 @@ FASTNAS_INLINE void for_each_group(const Params& p, const Body& body) {
   int64_t c = 0;
   for (; c + kWide * kLanes<T> <= p.channels; c += kWide * kLanes<T>)
     over_branches(std::integral_constant<int, kWide>{}, c, Whole{});
-  for (; c + 2 * kLanes<T> <= p.channels; c += 2 * kLanes<T>)
-    over_branches(std::integral_constant<int, 2>{}, c, Whole{});
   for (; c + kLanes<T> <= p.channels; c += kLanes<T>)
     over_branches(std::integral_constant<int, 1>{}, c, Whole{});
   if (c < p.channels) over_branches(std::integral_constant<int, 1>{}, c, p.channels - c);

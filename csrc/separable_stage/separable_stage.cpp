@@ -1,6 +1,8 @@
 // The separable stage's binding: the branch table, every check of its arguments, and the registration.
 #include "separable_stage/separable_stage.h"
 
+#include <algorithm>
+
 #include "images.h"
 #include "stable.h"
 
@@ -11,7 +13,8 @@ constexpr const char* kOp = "separable_stage: ";
 
 // A row of the branch table, as fastnas.ops.separable_stage.Branch writes it.
 struct Row {
-  int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm, grad;
+  int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm,
+      grad;
 };
 constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
 constexpr int64_t kDense = -1;  // in place of the depthwise weights' offset
@@ -21,8 +24,8 @@ std::vector<Row> read_table(const std::vector<int64_t>& table) {
                 " numbers a branch, got ", table.size());
   std::vector<Row> rows;
   for (size_t i = 0; i < table.size(); i += kColumns)
-    rows.push_back({table[i], table[i + 1], table[i + 2], table[i + 3], table[i + 4], table[i + 5], table[i + 6],
-                    table[i + 7], table[i + 8], table[i + 9], table[i + 10], table[i + 11]});
+    rows.push_back({table[i], table[i + 1], table[i + 2], table[i + 3], table[i + 4], table[i + 5],
+                    table[i + 6], table[i + 7], table[i + 8], table[i + 9], table[i + 10], table[i + 11]});
   return rows;
 }
 
@@ -31,18 +34,20 @@ void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& w
                 r.source, " among ", sources.size());
   FASTNAS_CHECK(r.kernel == 0 || r.kernel == 3 || r.kernel == 5 || r.kernel == 7, kOp,
                 "kernel must be 3, 5, 7, or 0 for none, got ", r.kernel);
-  FASTNAS_CHECK((r.dilation == 1 || r.dilation == 2) && (r.stride == 1 || r.stride == 2) && r.channels >= 1, kOp,
-                "dilation and stride must be 1 or 2 and channels positive, got ", r.dilation, ", ", r.stride,
-                " and ", r.channels);
+  FASTNAS_CHECK((r.dilation == 1 || r.dilation == 2) && (r.stride == 1 || r.stride == 2) && r.channels >= 1,
+                kOp, "dilation and stride must be 1 or 2 and channels positive, got ", r.dilation, ", ",
+                r.stride, " and ", r.channels);
   FASTNAS_CHECK(r.shift >= 0 && r.shift < r.stride && (r.shift == 0 || r.kernel == 0), kOp,
                 "shift must be less than the stride, and 0 with a depthwise kernel, got ", r.shift);
   const bool dense = r.kernel > 0 && r.depthwise == kDense;
   FASTNAS_CHECK(!dense || (r.stride == 1 && r.dilation == 1), kOp,
                 "a dense convolution has stride and dilation 1, got ", r.stride, " and ", r.dilation);
-  const int64_t inputs = sources[r.source].size(1) * (dense ? r.kernel * r.kernel : 1);
-  const int64_t depthwise = r.kernel == 0 || dense ? 0 : r.depthwise;
-  FASTNAS_CHECK(depthwise >= 0 && depthwise + (dense ? 0 : inputs * r.kernel * r.kernel) <= weights.numel() && r.pointwise >= 0 &&
-                    r.pointwise + inputs * r.channels <= weights.numel(),
+  const int64_t inputs = sources[r.source].size(1), taps = r.kernel * r.kernel;
+  FASTNAS_CHECK(inputs >= 1, kOp, "sources must have channels, source ", r.source, " has none");
+  const int64_t depthwise_end = r.kernel == 0 || dense ? 0 : r.depthwise + inputs * taps;
+  const int64_t pointwise_end = r.pointwise + inputs * r.channels * (dense ? taps : 1);
+  FASTNAS_CHECK((r.kernel == 0 || dense || r.depthwise >= 0) && depthwise_end <= weights.numel() &&
+                    r.pointwise >= 0 && pointwise_end <= weights.numel(),
                 kOp, "a branch's weights lie outside of the ", weights.numel(), " given");
   FASTNAS_CHECK(r.out >= 0 && r.out_channel >= 0, kOp, "out and its channel must not be negative");
   FASTNAS_CHECK(r.norm >= -1 && r.norm < norms, kOp, "norm ", r.norm, " among ", norms);
@@ -52,7 +57,8 @@ void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& w
 Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
               const Tensor& weights, const Tensor& statistics, const std::vector<Row>& rows, double eps,
               bool training) {
-  FASTNAS_CHECK(!sources.empty() && sources.size() == source_norms.size(), kOp, "one norm a source is needed");
+  FASTNAS_CHECK(!sources.empty() && sources.size() == source_norms.size(), kOp,
+                "one norm a source is needed");
   const Tensor& model = sources.front();
   FASTNAS_CHECK(model.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(model));
   FASTNAS_CHECK(model.scalar_type() == ScalarType::Float || model.scalar_type() == ScalarType::Double, kOp,
@@ -66,6 +72,7 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   const int64_t element = model.element_size();
   char* norm_data = static_cast<char*>(statistics.data_ptr());
   const Images first = images_of(model, kOp, "sources");
+  std::vector<bool> read(sources.size(), false);
   for (size_t s = 0; s < sources.size(); ++s) {
     const Images x = images_like(sources[s], model, kOp, "sources");
     check_size(x, first.count, x.channels, first.height, first.width, kOp, "sources");
@@ -89,30 +96,44 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
     b.depthwise = r.kernel == 0 || b.dense ? nullptr : weight_data + r.depthwise * element;
     b.pointwise = weight_data + r.pointwise * element;
     params.branches.push_back(b);
+    read[r.source] = true;
   }
+  for (size_t s = 0; s < read.size(); ++s)
+    FASTNAS_CHECK(read[s], kOp, "no branch reads source ", s, " of ", read.size());
   return params;
+}
+
+// Whether there is a pixel to work on.
+bool has_pixels(const Params& params) {
+  return params.images > 0 && params.sources.front().height > 0 && params.sources.front().width > 0;
 }
 
 int64_t element_size(const Tensor& tensor) { return static_cast<int64_t>(tensor.element_size()); }
 
 std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
-                            const Tensor& weights, const Tensor& statistics, const std::vector<int64_t>& table,
-                            double eps, bool training) {
+                            const Tensor& weights, const Tensor& statistics,
+                            const std::vector<int64_t>& table, double eps, bool training) {
   const std::vector<Row> rows = read_table(table);
   Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
   struct Out {
-    int64_t channels = 0, height = 0, width = 0;
+    int64_t channels = 0, height = 0, width = 0, written = 0;
   };
   std::vector<Out> wanted;
   for (size_t k = 0; k < rows.size(); ++k) {
     const Branch& b = params.branches[k];
-    FASTNAS_CHECK(rows[k].out < static_cast<int64_t>(rows.size()), kOp, "output ", rows[k].out, " of ", rows.size(), " branches");
+    FASTNAS_CHECK(rows[k].out < static_cast<int64_t>(rows.size()), kOp, "output ", rows[k].out, " of ",
+                  rows.size(), " branches");
     if (rows[k].out >= static_cast<int64_t>(wanted.size())) wanted.resize(rows[k].out + 1);
     Out& out = wanted[rows[k].out];
     FASTNAS_CHECK(out.channels == 0 || (out.height == b.height && out.width == b.width), kOp,
                   "branches of one output must have one size");
-    out = {std::max(out.channels, rows[k].out_channel + rows[k].channels), b.height, b.width};
+    out = {std::max(out.channels, rows[k].out_channel + rows[k].channels), b.height, b.width,
+           out.written + rows[k].channels};
   }
+  for (size_t i = 0; i < wanted.size(); ++i)
+    FASTNAS_CHECK(wanted[i].channels > 0 && wanted[i].written == wanted[i].channels, kOp,
+                  "branches must write each channel of an output once, output ", i, " has ",
+                  wanted[i].channels, " and they write ", wanted[i].written);
   std::vector<Tensor> outs;
   for (const Out& out : wanted)
     outs.push_back(new_images(sources.front(), params.images, out.channels, out.height, out.width));
@@ -128,7 +149,7 @@ std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vecto
       b.variance = norm_data + ((r.norm * 2 + 1) * channels + r.out_channel) * element;
     }
   }
-  if (params.images > 0) forward_cpu(params);
+  if (has_pixels(params)) forward_cpu(params);
   return outs;
 }
 
@@ -150,7 +171,8 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     check_size(grad, params.images, source.channels, source.height, source.width, kOp, "source_grads");
     source.grad = grad.data;
     source.grad_pixel = grad.pixel;
-    if (source_norms[s] >= 0) source.coefficients = coefficient_data + source_norms[s] * 3 * channels * element;
+    if (source_norms[s] >= 0)
+      source.coefficients = coefficient_data + source_norms[s] * 3 * channels * element;
   }
   char* weights_grad_data = nullptr;
   if (!weights_grad.empty()) {
@@ -160,7 +182,8 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
   for (size_t k = 0; k < rows.size(); ++k) {
     const Row& r = rows[k];
     Branch& b = params.branches[k];
-    FASTNAS_CHECK(r.out < static_cast<int64_t>(raws.size()) && r.grad >= 0 && r.grad < static_cast<int64_t>(grads.size()) && r.norm >= 0,
+    FASTNAS_CHECK(r.out < static_cast<int64_t>(raws.size()) && r.grad >= 0 &&
+                      r.grad < static_cast<int64_t>(grads.size()) && r.norm >= 0,
                   kOp, "a branch names output ", r.out, " of ", raws.size(), ", gradient ", r.grad, " of ",
                   grads.size(), " and norm ", r.norm);
     const Images raw = images_like(raws[r.out], model, kOp, "raws");
@@ -174,12 +197,18 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     b.grad_pixel = grad.pixel;
     b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * element;
     b.coefficient_row = channels;
+    b.mean = static_cast<char*>(statistics.data_ptr()) + (r.norm * 2 * channels + r.out_channel) * element;
     if (weights_grad_data != nullptr) {
       if (b.depthwise != nullptr) b.depthwise_grad = weights_grad_data + r.depthwise * element;
       b.pointwise_grad = weights_grad_data + r.pointwise * element;
     }
   }
-  if (params.images > 0) backward_cpu(params);
+  if (has_pixels(params)) {
+    backward_cpu(params);
+  } else if (!weights_grad.empty()) {
+    Tensor zeros = weights_grad.front();
+    torch::stable::zero_(zeros);
+  }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // stride-th pixel from `shift`), a 1x1 convolution to the raw output t, and mean and variance of t per channel. One call
 // runs all branches of a group of sources; a source is read once for all of its branches.
 //
-// Backward takes the gradient of t in the form a_c g + b_c t + c_c, the normalised mixed sum's, and forms it
+// Backward takes the gradient of t in the form a (g + b (t - mean) + c), per channel, the normalised mixed sum's, and forms it
 // on the fly; depthwise outputs are computed again. A branch may be a dense convolution instead.
 #pragma once
 
@@ -20,7 +20,7 @@ struct Source {
   const void* norm;   // mean (channels), variance (channels); null: x is taken as it is
   void* grad;         // backward: of x, added to; normalised: of (x - mean) rstd, written. Dense or `grad_pixel`
   int64_t grad_pixel;
-  void* coefficients; // backward, normalised: (3, channels), the gradient of x as a grad + b x + c
+  void* coefficients; // backward, normalised: (3, channels), the gradient of x as a (grad + b (x - mean) + c)
 };
 
 struct Branch {
@@ -33,7 +33,7 @@ struct Branch {
   const void* pointwise;            // (channels, source channels); dense: (channels, source channels, kernel, kernel)
   void* raw;                        // output t (read in backward), pixels raw_pixel apart
   int64_t raw_pixel;
-  void* mean;  // forward: (channels), null: not wanted
+  void* mean;  // (channels), written by forward (null: not wanted), read by backward
   void* variance;
   const void* grad;  // backward: g, pixels grad_pixel apart
   int64_t grad_pixel;

@@ -278,7 +278,7 @@ void unpack_weights(const Params& params, const Packed<T>& packed, size_t k) {
     }
 }
 
-// BatchNorm's backward as three coefficients a channel: d x = a d + b x + c, where d is the gradient of
+// BatchNorm's backward as three coefficients a channel: d x = a (d + b (x - mean) + c), where d is the gradient of
 // (x - mean) rstd. Sums over the images in order.
 template <class T>
 void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t source) {
@@ -292,12 +292,11 @@ void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t s
       sum += packed.source_sums(source, image)[c];
       product += packed.source_sums(source, image)[row + c];
     }
-    const double mean = static_cast<double>(static_cast<const T*>(s.norm)[c]);
     const double rstd = 1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps);
-    const double of_x = params.training ? -rstd * rstd * rstd * product / count : 0;
+    const double of_x = params.training ? -rstd * rstd * product / count : 0;
     out[c] = static_cast<T>(rstd);
     out[s.channels + c] = static_cast<T>(of_x);
-    out[2 * s.channels + c] = static_cast<T>(params.training ? -rstd * sum / count - of_x * mean : 0);
+    out[2 * s.channels + c] = static_cast<T>(params.training ? -sum / count : 0);
   }
 }
 

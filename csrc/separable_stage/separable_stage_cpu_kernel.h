@@ -183,20 +183,21 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
   }
 }
 
-// dt = a g + b t + c of some positions, `position` elements apart in `out` and vectors `vector`.
+// dt = a (g + b (t - mean) + c) of some positions, `position` elements apart in `out` and vectors `vector`.
 template <class T>
 inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t position,
                          int64_t vector, T* out) {
   for_each_vector<T>(b.channels, [&](int64_t v, int64_t c, auto count) {
     const T* coefficients = static_cast<const T*>(b.coefficients) + c;
-    const Vec<T> of_grad = load_channels(coefficients, count);
+    const Vec<T> scale = load_channels(coefficients, count);
     const Vec<T> of_raw = load_channels(coefficients + b.coefficient_row, count);
     const Vec<T> constant = load_channels(coefficients + 2 * b.coefficient_row, count);
+    const Vec<T> mean = load_channels(static_cast<const T*>(b.mean) + c, count);
     for (int64_t i = 0; i < positions; ++i) {
       __builtin_prefetch(grad + (i + kAhead) * b.grad_pixel + c);
       const Vec<T> g = load_channels(grad + i * b.grad_pixel + c, count);
       const Vec<T> t = load_channels(raw + i * b.raw_pixel + c, count);
-      store<T>(out + i * position + v * vector, of_grad * g + (of_raw * t + constant));
+      store<T>(out + i * position + v * vector, scale * ((g + constant) + of_raw * (t - mean)));
     }
   });
 }

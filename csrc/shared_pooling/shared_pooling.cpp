@@ -25,18 +25,21 @@ Params params_of(const Tensor& x, int64_t stride) {
 
 // Where row `norm` of a (norms, rows, channels) tensor begins.
 void* row_of(const Tensor& tensor, int64_t norm, const Params& p) {
-  FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm, " of ",
-                p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
-  return static_cast<char*>(tensor.data_ptr()) + norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+  FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm,
+                " of ", p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
+  return static_cast<char*>(tensor.data_ptr()) +
+         norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
 }
 
 std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool maximum,
-                            const std::vector<int64_t>& average_norms, const std::vector<int64_t>& maximum_norms,
-                            const Tensor& statistics) {
+                            const std::vector<int64_t>& average_norms,
+                            const std::vector<int64_t>& maximum_norms, const Tensor& statistics) {
   Params p = params_of(x, stride);
   FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
                 "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
   check_dense(statistics, x, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
+  FASTNAS_CHECK((average || average_norms.empty()) && (maximum || maximum_norms.empty()), kOp,
+                "norms are given for a pooling that is not wanted");
   for (const int64_t norm : average_norms) p.average_norms.push_back(row_of(statistics, norm, p));
   for (const int64_t norm : maximum_norms) p.maximum_norms.push_back(row_of(statistics, norm, p));
   p.average_pixel = p.maximum_pixel = p.channels;
@@ -54,14 +57,15 @@ constexpr size_t kColumns = 5;  // average norm and weight, maximum norm and wei
 
 void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& average,
               const std::vector<Tensor>& maximum, const std::vector<Tensor>& grads,
-              const std::vector<int64_t>& table, const Tensor& coefficients, const Tensor& weights,
-              const Tensor& x_grad) {
+              const std::vector<int64_t>& table, const Tensor& statistics, const Tensor& coefficients,
+              const Tensor& weights, const Tensor& x_grad) {
   Params p = params_of(x, stride);
   FASTNAS_CHECK(table.size() == kColumns * grads.size(), kOp, "the table must hold ", kColumns,
                 " numbers an edge, got ", table.size(), " for ", grads.size(), " edges");
   FASTNAS_CHECK(coefficients.dim() == 3 && coefficients.size(1) == 3, kOp,
                 "coefficients must have shape (norms, 3, channels), got ", shape_text(coefficients));
   check_dense(coefficients, x, {coefficients.size(0), 3, coefficients.size(2)}, kOp, "coefficients");
+  check_dense(statistics, x, {coefficients.size(0), 2, coefficients.size(2)}, kOp, "statistics");
   check_dense(weights, x, {weights.numel()}, kOp, "weights");
   for (const auto& [given, data, pixel] : {std::tuple{&average, &p.average, &p.average_pixel},
                                            std::tuple{&maximum, &p.maximum, &p.maximum_pixel}})
@@ -78,17 +82,23 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
   const auto weight = [&](int64_t index) -> const void* {
     FASTNAS_CHECK(index < weights.numel(), kOp, "weight ", index, " of ", weights.numel());
     return index < 0 ? nullptr
-                     : static_cast<const char*>(weights.data_ptr()) + index * static_cast<int64_t>(weights.element_size());
+                     : static_cast<const char*>(weights.data_ptr()) +
+                           index * static_cast<int64_t>(weights.element_size());
   };
-  const auto norm = [&](int64_t index) { return index < 0 ? nullptr : row_of(coefficients, index, p); };
+  const auto branch = [&](int64_t norm, int64_t index) -> Branch {
+    if (norm < 0) return {nullptr, nullptr, weight(index)};
+    return {row_of(coefficients, norm, p), row_of(statistics, norm, p), weight(index)};
+  };
   for (size_t e = 0; e < grads.size(); ++e) {
     const Images grad = images_like(grads[e], x, kOp, "grads");
     check_size(grad, p.images, p.channels, p.out_height, p.out_width, kOp, "grads");
     const int64_t* row = table.data() + e * kColumns;
     FASTNAS_CHECK(row[4] < 0 || stride == 1, kOp, "a skip-connection has stride 1");
-    FASTNAS_CHECK((p.average != nullptr || row[1] < 0) && (p.maximum != nullptr || row[3] < 0), kOp,
-                  "an edge has a pooling whose output is not given");
-    p.edges.push_back({grad.data, grad.pixel, norm(row[0]), weight(row[1]), norm(row[2]), weight(row[3]), weight(row[4])});
+    FASTNAS_CHECK(
+        (!average.empty() || (row[0] < 0 && row[1] < 0)) && (!maximum.empty() || (row[2] < 0 && row[3] < 0)),
+        kOp, "an edge has a pooling whose output is not given");
+    p.edges.push_back(
+        {grad.data, grad.pixel, branch(row[0], row[1]), branch(row[2], row[3]), weight(row[4])});
   }
   if (x.numel() > 0) backward_cpu(p);
 }

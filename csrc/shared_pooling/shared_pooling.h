@@ -1,7 +1,7 @@
 // 3x3 average- and max-pooling of one state, shared by all edges that read it, with the mean and variance of both. The average
 // counts no padding; a maximum that stands several times is the first, row by row.
 //
-// Backward takes the gradients of the edges' targets: each edge's pooled branches get a g + b p + c (the
+// Backward takes the gradients of the edges' targets: each edge's pooled branches get a (g + b (p - mean) + c) (the
 // normalised mixed sum's coefficients) or, not normalised, w g; its skip-connection gets w g.
 #pragma once
 
@@ -12,13 +12,17 @@
 
 namespace fastnas::shared_pooling {
 
-// What one edge wants of the gradient of its target; nulls: it has no such branch, or it is not normalised.
+// A pooled branch of an edge: not normalised without coefficients, not there without a weight either.
+struct Branch {
+  const void *coefficients, *mean, *weight;  // (3, channels), (channels), one number
+};
+
+// What one edge wants of the gradient of its target.
 struct Edge {
   const void* grad;  // pixels grad_pixel apart
   int64_t grad_pixel;
-  const void *average_coefficients, *average_weight;  // (3, channels), one number
-  const void *maximum_coefficients, *maximum_weight;
-  const void* skip_weight;
+  Branch average, maximum;
+  const void* skip_weight;  // null: it has no skip-connection
 };
 
 struct Params {

@@ -14,7 +14,7 @@ FASTNAS_INLINE Taps taps_inside(int64_t out, int64_t stride, int64_t size) {
 
 template <class T>
 FASTNAS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
-  return a > b ? a : b;
+  return (a > b) | (a != a) ? a : b;  // a NaN stays one
 }
 
 // A row of pooled pixels, `average` and `largest`, as tiles (out_width, whole channels): first the windows' columns,
@@ -74,32 +74,33 @@ inline void forward_image(const Params& p, int64_t image, const Moments<T>& aver
   }
 }
 
-// out (pixels, lanes) = sum over the edges of a g + b p + c, or w g.
-template <class T, class Count, class CoefficientsOf, class WeightOf>
+// out (pixels, lanes) = sum over the edges of a (g + b (p - mean) + c), or w g. `branch_of` gives an edge's pooled branch.
+template <class T, class Count, class BranchOf>
 FASTNAS_INLINE void pooled_gradient(const Params& p, const T* pooled, int64_t pixel, int64_t first, int64_t c,
-                                    Count count, T* out, const CoefficientsOf& coefficients_of,
-                                    const WeightOf& weight_of) {
+                                    Count count, T* out, const BranchOf& branch_of) {
   const int64_t pixels = p.out_height * p.out_width;
-  Vec<T> of_pooled = {}, constant = {};
-  for (const Edge& e : p.edges)
-    if (const T* coefficients = static_cast<const T*>(coefficients_of(e))) {
-      of_pooled += load_channels(coefficients + p.channels + c, count);
-      constant += load_channels(coefficients + 2 * p.channels + c, count);
-    }
-  for (int64_t i = 0; i < pixels; ++i)
-    store<T>(out + i * kLanes<T>,
-             pooled == nullptr ? constant
-                               : of_pooled * load_channels(pooled + (first + i) * pixel + c, count) + constant);
+  std::fill(out, out + pixels * kLanes<T>, T(0));
   for (const Edge& e : p.edges) {
-    const T* coefficients = static_cast<const T*>(coefficients_of(e));
-    const T* weight = static_cast<const T*>(weight_of(e));
-    if (coefficients == nullptr && weight == nullptr) continue;
-    const Vec<T> none = {};
-    const Vec<T> scale = coefficients != nullptr ? load_channels(coefficients + c, count) : none + *weight;
+    const Branch& branch = branch_of(e);
     const T* grad = static_cast<const T*>(e.grad) + first * e.grad_pixel + c;
-    for (int64_t i = 0; i < pixels; ++i) {
-      T* to = out + i * kLanes<T>;
-      store<T>(to, load(to) + scale * load_channels(grad + i * e.grad_pixel, count));
+    if (branch.coefficients != nullptr) {
+      const T* coefficients = static_cast<const T*>(branch.coefficients) + c;
+      const Vec<T> mean = load_channels(static_cast<const T*>(branch.mean) + c, count);
+      const Vec<T> scale = load_channels(coefficients, count);
+      const Vec<T> of_pooled = load_channels(coefficients + p.channels, count);
+      const Vec<T> constant = load_channels(coefficients + 2 * p.channels, count);
+      for (int64_t i = 0; i < pixels; ++i) {
+        T* to = out + i * kLanes<T>;
+        const Vec<T> off = load_channels(pooled + (first + i) * pixel + c, count) - mean;
+        const Vec<T> g = load_channels(grad + i * e.grad_pixel, count);
+        store<T>(to, load(to) + scale * ((g + constant) + of_pooled * off));
+      }
+    } else if (branch.weight != nullptr) {
+      const T weight = *static_cast<const T*>(branch.weight);
+      for (int64_t i = 0; i < pixels; ++i) {
+        T* to = out + i * kLanes<T>;
+        store<T>(to, load(to) + load_channels(grad + i * e.grad_pixel, count) * weight);
+      }
     }
   }
 }
@@ -115,13 +116,11 @@ inline void backward_image(const Params& p, int64_t image, T* tiles) {
   T* largest_grad = tiles + pixels * kLanes<T>;
   const Vec<T> zero = {};
   for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {
-    pooled_gradient<T>(
-        p, static_cast<const T*>(p.average), p.average_pixel, first, c, count, average_grad,
-        [](const Edge& e) { return e.average_coefficients; }, [](const Edge& e) { return e.average_weight; });
+    pooled_gradient<T>(p, static_cast<const T*>(p.average), p.average_pixel, first, c, count, average_grad,
+                       [](const Edge& e) -> const Branch& { return e.average; });
     if (largest != nullptr)
-      pooled_gradient<T>(
-          p, largest, p.maximum_pixel, first, c, count, largest_grad,
-          [](const Edge& e) { return e.maximum_coefficients; }, [](const Edge& e) { return e.maximum_weight; });
+      pooled_gradient<T>(p, largest, p.maximum_pixel, first, c, count, largest_grad,
+                         [](const Edge& e) -> const Branch& { return e.maximum; });
     for (int64_t y = 0; y < p.out_height; ++y)
       for (int64_t out = 0; out < p.out_width; ++out) {
         const Taps rows = taps_inside(y, p.stride, p.height), columns = taps_inside(out, p.stride, p.width);

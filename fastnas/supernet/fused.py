@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.errors import FastnasError
 from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
@@ -38,6 +39,11 @@ class FusedSupernet(Supernet):
                 assert isinstance(stage, MixedCell)
                 self._fused[i] = FusedCell(self, i, spec, stage)
 
+    def block(self, index: int, x: Tensor) -> Tensor:
+        output = super().block(index, x)
+        # Once for all cells that read it.
+        return output.contiguous(memory_format=torch.channels_last) if output.dim() == 4 else output
+
     def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
         if index not in self._fused:
             return super().cell(index, inputs, mixing)
@@ -63,6 +69,13 @@ class FusedCell:
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
+        stride = self.plan.preprocessing[0].stride * self.plan.stride
+        if training and inputs[0][:, 0, ::stride, ::stride].numel() == 1:
+            raise FastnasError(
+                f"batch normalisation needs more than 1 value per channel in training, got one image of "
+                f"{inputs[0].shape[2]}x{inputs[0].shape[3]} before {self.plan.spec.kind} cells; "
+                "take a larger batch or larger images"
+            )
         statistics = torch.empty_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move:

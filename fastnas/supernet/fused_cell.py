@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.errors import FastnasError
 from fastnas.supernet.cell_plan import NONE, CellPlan, SourcePlan
 from fastnas.supernet.primitives import EPS
 
@@ -70,8 +70,12 @@ class _FusedCell(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise FastnasError(
+                "the fused supernet is differentiable once; for second derivatives take backend='reference', "
+                "or finite differences (fastnas.bilevel.hessian_vector_product)"
+            )
         statistics, mixing, weights, out, *rest = ctx.saved_tensors
         plan: CellPlan = ctx.plan
         inputs, rest = rest[: len(plan.preprocessing)], rest[len(plan.preprocessing) :]
@@ -263,6 +267,8 @@ class CellPass:
         self.coefficients = self.statistics.new_empty(plan.norms, 3, spec.channels)
         self.mixing_grad = torch.zeros_like(self.mixing)
         self.weights_grad = [torch.empty_like(self.weights)] if weights_needed else []
+        if not len(grad) and weights_needed:  # an empty batch: nothing will be written
+            self.weights_grad[0].zero_()
         self.grads = self._state_grads(grad)
         unread = len(plan.sources)
         for state in reversed(range(spec.states)):
@@ -317,6 +323,7 @@ class CellPass:
             [pooled["maximum"]] if "maximum" in pooled else [],
             targets,
             source.pooling,
+            self.statistics,
             self.coefficients,
             self.mixing,
             x_grad,

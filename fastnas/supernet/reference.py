@@ -58,14 +58,19 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         mixing = {name: alpha.softmax(-1) for name, alpha in self.alphas.tensors.items()}
         outputs: list[Tensor] = []
-        for spec, stage in zip(self.space.stages, self.stages, strict=True):
+        for spec in self.space.stages:
             if isinstance(spec, Cell):
                 weights = None if spec.alpha is None else mixing[spec.alpha]
                 inputs = [outputs[source.stage] for source in spec.inputs]
                 outputs.append(self.cell(len(outputs), inputs, weights))
             else:
-                outputs.append(stage(outputs[-1] if outputs else images))
+                outputs.append(self.block(len(outputs), outputs[-1] if outputs else images))
         return outputs[-1]
+
+    def block(self, index: int, x: Tensor) -> Tensor:
+        """The output of stage ``index``, a stem, residual block or head."""
+        output: Tensor = self.stages[index](x)
+        return output
 
     def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
         """The output of stage ``index``, a cell; ``mixing`` (edges, primitives) sums to 1 in each row."""

@@ -1,5 +1,7 @@
 """The tolerance rule of the op tests."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +27,15 @@ class Exact:
         self.spread = np.sqrt((terms**2).sum(axis)) if axis != () else np.abs(terms)
 
 
-def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Exact) -> None:
+@dataclass
+class Known:
+    """As ``Exact``, where value and spread are computed elsewhere, in float64."""
+
+    value: np.ndarray
+    spread: np.ndarray
+
+
+def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Exact | Known) -> None:
     """The error against ``exact`` is at most twice plain PyTorch's in the same dtype, plus a few ulp.
 
     The ulps are those of the result in its dtype and of the accumulation in float32 or wider.
@@ -40,3 +50,18 @@ def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Exact) -> None:
     rounding += torch.finfo(accumulator).eps * exact.spread.max()
     allowed = 2 * np.abs(wide(plain) - value).max() + ULPS * rounding
     assert np.abs(wide(ours) - value).max() <= allowed
+
+
+def assert_agrees(ours: Tensor, plain: Tensor, exact: Tensor, spread: Tensor) -> None:
+    """``assert_as_accurate`` with a float64 computation as the truth, which tells float32's errors.
+
+    Two computations in float64 differ by the errors of both: some hundred ulp at most.
+    """
+    known = Known(wide(exact), wide(spread))
+    if ours.dtype == torch.float32:
+        return assert_as_accurate(ours, plain, known)
+    assert ours.dtype == exact.dtype
+    assert ours.shape == exact.shape
+    if known.value.size > 0:
+        allowed = 256 * torch.finfo(ours.dtype).eps * (np.abs(known.value).max() + known.spread.max())
+        assert np.abs(wide(ours) - known.value).max() <= allowed

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import torch
 
 from fastnas.build_info import build_info
 
@@ -14,3 +15,13 @@ def sanitized_where_asked():
         pytest.exit(
             "FASTNAS_SANITIZE=1, but the fastnas_C that was loaded is no sanitized build", returncode=3
         )
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh tensors are full of NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)

@@ -58,16 +58,6 @@ def check_accuracy(weights, branches, grad):
         assert_as_accurate(mine, theirs, truth)
 
 
-@pytest.fixture
-def poisoned():
-    """Fresh tensors are full of NaN."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
 @pytest.mark.parametrize(("dtype", "weights_dtype"), DTYPES)
 @pytest.mark.parametrize("size", [1, 7, 129, 151, 1134, 16384 + 2048 + 13])
 def test_accuracy_odd_sizes(poisoned, size, dtype, weights_dtype):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.vanilla import DartsSupernet
-from fastnas.spaces import Cell, Residual, Stem
+from fastnas.spaces import Cell
 from tests.supernet.networks import SPACES, batch, is_fused, supernet
 
 
@@ -49,8 +49,8 @@ class Kept:
         return logits
 
 
-CONVOLUTIONS = {  # raw outputs of each primitive; a skip-connection has one where it halves
-    **dict.fromkeys(["sep_conv_3x3", "sep_conv_5x5"], 2),
+CONVOLUTIONS = {  # raw outputs that are kept of each primitive; a skip-connection has one where it halves
+    **dict.fromkeys(["sep_conv_3x3", "sep_conv_5x5"], 1),
     **dict.fromkeys(["dil_conv_3x3", "dil_conv_5x5", "nor_conv_1x1", "nor_conv_3x3"], 1),
 }
 
@@ -89,20 +89,6 @@ def images_that_cells_need(space, batch_size, sides):
     return [batch_size * elements for elements in needed]
 
 
-def copies_of_what_torch_made(space, batch_size, sides):
-    """Every further cell that reads the stem (or a residual block) has its own channels-last copy of it."""
-    sizes = pixels_of_stages(space, sides)
-    readings = Counter(
-        source.stage for spec in space.stages if isinstance(spec, Cell) for source in spec.inputs
-    )
-    made = [i for i, spec in enumerate(space.stages) if isinstance(spec, Stem | Residual)]
-    return [
-        batch_size * space.stages[i].out_channels * prod(sizes[i])
-        for i in made
-        for _ in range(readings[i] - 1)
-    ]
-
-
 def held_after(function):
     """Bytes that torch's allocator holds more after the call than before, with its result alive, and the result."""
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
@@ -139,15 +125,14 @@ def test_nothing_but_raw_outputs_and_states_is_kept(space):
     held, logits = held_after(lambda: kept.measure(images))
     needed = [4 * elements for elements in images_that_cells_need(net.space, *shape[3:])]
     extra = Counter(kept.bytes["images"].values()) - Counter(needed)
-    copies = Counter(4 * elements for elements in copies_of_what_torch_made(net.space, *shape[3:]))
-    assert not extra - copies
+    assert not extra
     total = sum(sum(part.values()) for part in kept.bytes.values())
-    # Beside them: statistics, mixing weights, stem and head.
-    assert total - sum(extra.elements()) <= 1.02 * sum(needed)
+    # Beside them: statistics, mixing weights, stem and head, and NAS-Bench-201's residual blocks.
+    assert total <= (1.02 if space == "darts" else 1.05) * sum(needed)
     assert held <= 1.002 * total + 4 * logits.numel()
     per_image = [value / len(images) / 1e6 for value in (total, sum(needed))]
     print(f"{space}: {per_image[0]:.1f} MB an image are kept, raw outputs and states are {per_image[1]:.1f}")
     if space == "darts":
         plain = vanilla_bytes(images)
         print(f"plain PyTorch: {plain / len(images) / 1e6:.1f} MB an image")
-        assert plain > 4 * total
+        assert plain > 6 * total

@@ -1,0 +1,128 @@
+"""What the ops on batches of images (B, C, H, W) share: their checks, the memory that kernels read, and statistics.
+
+The statistics of K branches are (K, 2, C): mean and biased variance of each channel over the batch and its pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from fastnas.errors import FastnasError
+
+
+def check_images(op: str, name: str, x: object) -> Tensor:
+    """``x``; raise unless it is a tensor (B, C, H, W) of float32 or float64 on the CPU."""
+    if not isinstance(x, Tensor):
+        raise FastnasError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dim() != 4:
+        raise FastnasError(f"{op}: {name} must have shape (B, C, H, W), got {tuple(x.shape)}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise FastnasError(f"{op}: {name} must be float32 or float64, got {dtype_text(x)}")
+    if x.device.type != "cpu":
+        raise FastnasError(f"{op}: {name} must be on the CPU, got {x.device}")
+    return x
+
+
+def check_like(
+    op: str, name: str, tensor: object, shape: Iterable[int], model_name: str, model: Tensor
+) -> None:
+    """Raise unless ``tensor`` has ``shape`` and the dtype and device of ``model``."""
+    if not isinstance(tensor, Tensor):
+        raise FastnasError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise FastnasError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if (tensor.dtype, tensor.device) != (model.dtype, model.device):
+        raise FastnasError(
+            f"{op}: {name} must be {dtype_text(model)} on {model.device} as {model_name} is, "
+            f"got {dtype_text(tensor)} on {tensor.device}"
+        )
+
+
+def check_eps(op: str, eps: object) -> float:
+    """``eps`` as a float; raise unless it is a finite number >= 0."""
+    if isinstance(eps, Real) and not isinstance(eps, bool) and math.isfinite(eps) and float(eps) >= 0:
+        return float(eps)
+    raise FastnasError(f"{op}: eps must be a finite number >= 0, got {eps!r}")
+
+
+def is_training(op: str, statistics: Tensor | None, training: bool | None) -> bool:
+    """Whether gradients flow through the statistics: by default exactly where none are given."""
+    if training is False and statistics is None:
+        raise FastnasError(f"{op}: training=False needs statistics to normalise with, got none")
+    return statistics is None if training is None else training
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """``x`` where kernels can read it, else a channels-last copy.
+
+    They can where channels are neighbours and pixels equally far apart: in channels-last memory and in a
+    slice of its channels (csrc/images.h).
+    """
+    count, channels, height, width = x.shape
+    if width > 1:
+        pixel = x.stride(3)
+    elif height > 1:
+        pixel = x.stride(2)
+    else:
+        pixel = x.stride(0) if count > 1 else channels
+    fits = (
+        (channels <= 1 or x.stride(1) == 1)
+        and pixel >= channels
+        and (height <= 1 or x.stride(2) == width * pixel)
+        and (count <= 1 or x.stride(0) == height * width * pixel)
+    )
+    return x if fits else x.contiguous(memory_format=torch.channels_last)
+
+
+def empty_images(model: Tensor, count: int, channels: int, height: int, width: int) -> Tensor:
+    """Uninitialised, in channels-last memory, of the model's dtype and device."""
+    return model.new_empty(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def batch_statistics(x: Tensor) -> Tensor:
+    """Mean and biased variance of each channel, (2, C), accumulated in float64; zeros for an empty batch.
+
+    The variance is that of ``x`` less the mean, so a mean far from zero costs no digits.
+    """
+    if x.numel() == 0:
+        return x.new_zeros(2, x.shape[1])
+    mean = x.mean((0, 2, 3), dtype=torch.float64)
+    shift = mean.to(x.dtype)
+    off = (x - per_channel(shift)).square_()
+    variance = off.mean((0, 2, 3), dtype=torch.float64) - (mean - shift).square()
+    return torch.stack([shift, variance.clamp_(min=0).to(x.dtype)])
+
+
+def normalised_gradient(
+    coefficients: Tensor, mean: Tensor, grad: Tensor, x: Tensor, training: bool
+) -> Tensor:
+    """a (grad + b (x - mean) + c) with a, b, c the rows of ``coefficients`` (3, C); b = c = 0 in evaluation."""
+    a, b, c = (per_channel(row) for row in coefficients)
+    return (grad + c).addcmul_(b, x - per_channel(mean)).mul_(a) if training else a * grad
+
+
+def per_channel(values: Tensor) -> Tensor:
+    """(C,) as it meets images: (1, C, 1, 1)."""
+    return values.view(1, -1, 1, 1)
+
+
+def normalised(x: Tensor, statistics: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) in plain PyTorch, of statistics (2, C)."""
+    mean, variance = (per_channel(row) for row in statistics)
+    return (x - mean) * torch.rsqrt(variance + eps)
+
+
+def plain_statistics(x: Tensor) -> Tensor:
+    """``batch_statistics`` as plain PyTorch computes them, differentiable."""
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return torch.stack([mean, variance])
+
+
+def dtype_text(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,423 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastnas.ops import normalised_mixed_sum
+from fastnas.ops._images import batch_statistics
+from fastnas.ops.normalised_mixed_sum import _normalised_mixed_sum_ref
+from tests.ops.accuracy import assert_agrees
+from tests.ops.images import (
+    EMPTY,
+    LAYOUTS,
+    SHAPES,
+    Random,
+    allocated,
+    assert_refused,
+    assert_statistics_are_exact,
+    in_slice,
+    last,
+)
+from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+
+OPS = torch.ops.fastnas
+DTYPES = [torch.float32, torch.float64]
+NONE = -1
+EPS = 1e-5
+
+
+def make(shape, branch_count, dtype=torch.float32, seed=0):
+    """``(weights, branches, grad)``; branches differ in mean and scale."""
+    random = Random(seed, dtype)
+    branches = [random.images(*shape) * (k + 1) + k for k in range(branch_count)]
+    return random(branch_count), branches, random.images(*shape)
+
+
+def value_and_grads(function, weights, branches, grad, **options):
+    """``[out, d weights, *d branches]``, and the statistics."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (weights, *branches)]
+    out, statistics = function(leaves[0], leaves[1:], **options)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)], statistics
+
+
+def spreads(weights, branches, grad, statistics, eps):
+    """What rounding errors of each result are proportional to (``Known.spread``)."""
+    mean, variance = (row[:, :, None, None] for row in statistics.unbind(1))
+    rstd = (variance + eps).rsqrt()
+    terms = [
+        # The factors of x are rounded, so its mean counts, too.
+        (w * r * (x.abs() + m.abs())) ** 2
+        for w, x, m, r in zip(weights, branches, mean, rstd, strict=True)
+    ]
+    products = torch.stack([(grad * (x - m) * r) ** 2 for x, m, r in zip(branches, mean, rstd, strict=True)])
+    sums = products.sum((1, 2, 3, 4))
+    grads = [
+        ((w * r) ** 2 * (grad**2 + ((x.abs() + m.abs()) * r) ** 2 * p.mean((0, 2, 3))[:, None, None])).sqrt()
+        for w, x, m, r, p in zip(weights, branches, mean, rstd, products, strict=True)
+    ]
+    return [sum(terms).sqrt(), sums.sqrt(), *grads]
+
+
+def check_accuracy(weights, branches, grad, **options):
+    ours, statistics = value_and_grads(normalised_mixed_sum, weights, branches, grad, **options)
+    plain, _ = value_and_grads(_normalised_mixed_sum_ref, weights, branches, grad, **options)
+    options = {
+        key: value.double() if isinstance(value, torch.Tensor) else value for key, value in options.items()
+    }
+    wide = [weights.double(), [x.double() for x in branches], grad.double()]
+    exact, exact_statistics = value_and_grads(_normalised_mixed_sum_ref, *wide, **options)
+    spread = spreads(*wide, exact_statistics, options.get("eps", EPS))
+    for mine, theirs, truth, scatter in zip(ours, plain, exact, spread, strict=True):
+        assert_agrees(mine, theirs, truth, scatter)
+    if "statistics" not in options:
+        assert_statistics_are_exact(statistics, branches)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("branch_count", [1, 4, 7])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_accuracy(poisoned, shape, branch_count, dtype):
+    check_accuracy(*make(shape, branch_count, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("branch_count", [2, 40])
+def test_accuracy_of_many_chunks(poisoned, branch_count, dtype):
+    check_accuracy(*make((7, 19, 21, 20), branch_count, dtype))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
+    branch_count=st.integers(1, 9),
+    dtype=st.sampled_from(DTYPES),
+    eps=st.sampled_from([1e-5, 1e-2, 1.0]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_accuracy_random_shapes(shape, branch_count, dtype, eps, seed):
+    check_accuracy(*make(shape, branch_count, dtype, seed), eps=eps)
+
+
+def some_statistics(branch_count, channels, dtype, seed=5):
+    statistics = Random(seed, dtype)(branch_count, 2, channels)
+    statistics[:, 1] = statistics[:, 1].abs() + 0.1
+    return statistics
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 1, 1), (3, 17, 6, 5)])
+def test_accuracy_in_evaluation(poisoned, shape, dtype):
+    """Given statistics are constants."""
+    arguments = make(shape, 5, dtype)
+    statistics = some_statistics(5, shape[1], dtype)
+    check_accuracy(*arguments, statistics=statistics)
+    check_accuracy(*arguments, statistics=statistics, training=False)
+    _, same = normalised_mixed_sum(*arguments[:2], statistics=statistics)
+    assert torch.equal(same, statistics)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_known_batch_statistics_are_not_computed_again(dtype):
+    weights, branches, grad = make((3, 17, 6, 5), 4, dtype)
+    full, statistics = value_and_grads(normalised_mixed_sum, weights, branches, grad)
+    again, same = value_and_grads(
+        normalised_mixed_sum, weights, branches, grad, statistics=statistics, training=True
+    )
+    assert torch.equal(statistics, same)
+    assert not statistics.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(full, again, strict=True))
+    wrong = some_statistics(4, 17, dtype)  # whatever is given is used
+    other, _ = value_and_grads(normalised_mixed_sum, weights, branches, grad, statistics=wrong, training=True)
+    assert not torch.equal(other[0], full[0])
+
+
+@pytest.mark.parametrize("mean", [1e4, -1e4])
+def test_accuracy_far_from_zero(mean):
+    """A mean 10,000 times the deviation: the statistics are exact, the rest as accurate as alpha x + beta can be."""
+    weights, branches, grad = make((17, 5, 9, 8), 3)
+    branches = [x / (k + 1) + mean for k, x in enumerate(branches)]
+    check_accuracy(weights, branches, grad)
+    assert_statistics_are_exact(normalised_mixed_sum(weights, branches)[1], branches)
+
+
+def test_is_batch_norm():
+    weights, branches, _ = make((5, 6, 4, 3), 3)
+    expected = sum(
+        w * F.batch_norm(x, None, None, training=True) for w, x in zip(weights, branches, strict=True)
+    )
+    torch.testing.assert_close(normalised_mixed_sum(weights, branches)[0], expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_cpu_level(level):
+    assert_passes_at(level, __file__, "accuracy")
+
+
+@pytest.mark.parametrize("shape", EMPTY)
+def test_empty(poisoned, shape):
+    weights, branches, grad = make(shape, 3)
+    (out, weights_grad, *grads), statistics = value_and_grads(normalised_mixed_sum, weights, branches, grad)
+    assert [t.shape for t in (out, *grads)] == [shape] * 4
+    assert torch.equal(weights_grad, torch.zeros(3))
+    assert torch.equal(statistics, torch.zeros(3, 2, shape[1]))
+
+
+def assert_same(a, b):
+    assert all(torch.equal(x, y) for x, y in zip((*a[0], a[1]), (*b[0], b[1]), strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout):
+    """Branches and gradients as they come give what channels-last ones give, to the bit."""
+    weights, branches, grad = make((3, 5, 7, 9), 4)
+    changed = [LAYOUTS[layout](x) if k != 1 else x for k, x in enumerate(branches)]
+    for some_grad in (LAYOUTS[layout](grad), torch.ones(()).expand(grad.shape)):
+        plain = [x.clone(memory_format=torch.channels_last) for x in (*changed, some_grad)]
+        spaced = torch.stack([weights, -weights], dim=1)[:, 0]
+        assert_same(
+            value_and_grads(normalised_mixed_sum, spaced, changed, some_grad),
+            value_and_grads(normalised_mixed_sum, weights, plain[:-1], plain[-1]),
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_number_of_threads(dtype):
+    arguments = make((9, 24, 31, 30), 6, dtype)
+    first, *others = runs_with_threads(lambda: value_and_grads(normalised_mixed_sum, *arguments))
+    for other in others:
+        assert_same(other, first)
+
+
+def test_inputs_are_left_alone():
+    weights, branches, grad = make((3, 5, 7, 9), 3)
+    statistics = some_statistics(3, 5, torch.float32)
+    given_tensors = (weights, *branches, grad, statistics)
+    copies = [tensor.clone() for tensor in given_tensors]
+    for training in (True, False):
+        value_and_grads(
+            normalised_mixed_sum, weights, branches, grad, statistics=statistics, training=training
+        )
+    assert all(torch.equal(a, b) for a, b in zip(copies, given_tensors, strict=True))
+
+
+def test_branches_may_be_a_generator_and_repeat_a_tensor():
+    weights, branches, grad = make((3, 5, 2, 2), 2)
+    ours = normalised_mixed_sum(weights, (x for x in branches))[0]
+    assert torch.equal(ours, normalised_mixed_sum(weights, branches)[0])
+    x = branches[0].requires_grad_()
+    (twice,) = torch.autograd.grad(normalised_mixed_sum(weights, [x, x])[0], x, grad)
+    (once,) = torch.autograd.grad(normalised_mixed_sum(weights.sum()[None], [x])[0], x, grad)
+    torch.testing.assert_close(twice, once)
+
+
+@pytest.mark.parametrize("training", [None, False])
+def test_gradcheck(training):
+    weights, branches, _ = make((3, 2, 2, 3), 3, torch.float64)
+    statistics = None if training is None else some_statistics(3, 2, torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (weights, *branches)]
+
+    def flat(weights, *branches):
+        return normalised_mixed_sum(weights, branches, statistics=statistics, training=training)[0]
+
+    assert torch.autograd.gradcheck(flat, leaves)
+
+
+@pytest.mark.parametrize("needed", [[True, False, False], [False, True, True], [False, False, True]])
+def test_only_needed_gradients(needed):
+    weights, branches, grad = make((3, 5, 4, 4), 2)
+    leaves = [tensor.requires_grad_(need) for tensor, need in zip((weights, *branches), needed, strict=True)]
+    normalised_mixed_sum(leaves[0], leaves[1:])[0].backward(grad)
+    assert [leaf.grad is not None for leaf in leaves] == needed
+    full = value_and_grads(normalised_mixed_sum, weights, branches, grad)[0][1:]
+    for leaf, gradient in zip(leaves, full, strict=True):
+        assert leaf.grad is None or torch.equal(leaf.grad, gradient)
+
+
+def test_no_second_derivative():
+    weights, branches, _ = make((3, 2, 3, 3), 2)
+    out, _ = normalised_mixed_sum(weights.requires_grad_(), branches)
+    (gradient,) = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_saves_its_inputs_and_no_more():
+    weights, branches, _ = make((3, 5, 7, 9), 3)
+    saved, statistics = [], some_statistics(3, 5, torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.nbytes) or t, lambda t: t):
+        normalised_mixed_sum(weights.requires_grad_(), branches, statistics=statistics)
+    assert sum(saved) == sum(t.nbytes for t in (weights, statistics, *branches))
+
+
+def test_forward_allocates_the_output_alone():
+    weights, branches, _ = make((3, 5, 7, 9), 3)
+    branches = [in_slice(x) for x in branches]  # a slice is read where it lies
+    statistics = some_statistics(3, 5, torch.float32)
+    (out, _), taken = allocated(lambda: normalised_mixed_sum(weights, branches, statistics=statistics))
+    assert taken == out.nbytes
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+class Raw:
+    """Arguments of the raw ops: summands with and without norm and weight, rows in any order, slices."""
+
+    NORMS, INDICES = (
+        [2, NONE, 0, NONE, 3],
+        [4, 1, NONE, NONE, 0],
+    )  # row 1 of the norms and two weights are not used
+
+    def __init__(self, dtype=torch.float32, shape=(3, 17, 6, 5)):
+        _, branches, grad = make(shape, 5, dtype)
+        self.branches = [in_slice(x) if k % 2 else x for k, x in enumerate(branches)]
+        self.grad = in_slice(grad)
+        self.weights = Random(3, dtype)(5)
+        self.statistics = torch.full((4, 2, shape[1]), torch.nan, dtype=dtype)
+        for norm, x in zip(self.NORMS, branches, strict=True):
+            if norm != NONE:
+                self.statistics[norm] = batch_statistics(x)
+        self.terms = (self.branches, self.NORMS, self.weights, self.INDICES, self.statistics, EPS)
+
+    def expected(self, training, dtype):
+        """out, d weights and d branches in plain PyTorch."""
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (self.weights, *self.branches)]
+        weights, *branches = leaves
+        out = 0
+        for x, norm, index in zip(branches, self.NORMS, self.INDICES, strict=True):
+            if norm != NONE:
+                given_row = None if training else self.statistics[norm, None].to(dtype)
+                x, _ = _normalised_mixed_sum_ref(weights.new_ones(1), [x], statistics=given_row)
+            out = out + (x if index == NONE else weights[index] * x)
+        return [out.detach(), *torch.autograd.grad(out, leaves, self.grad.to(dtype))]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("training", [True, False])
+def test_accuracy_of_the_raw_ops(poisoned, dtype, training):
+    raw = Raw(dtype)
+    out = in_slice(torch.zeros_like(raw.grad))
+    OPS.normalised_mixed_sum(*raw.terms, out)
+    coefficients, weights_grad = torch.full((4, 3, 17), 7.0, dtype=dtype), torch.full((5,), 7.0, dtype=dtype)
+    OPS.normalised_mixed_sum_backward(raw.grad, *raw.terms, training, coefficients, weights_grad)
+    ours = [out, weights_grad]
+    for x, norm, index in zip(raw.branches, raw.NORMS, raw.INDICES, strict=True):
+        a, b, c = (row[:, None, None] for row in coefficients[norm])
+        own = raw.grad if index == NONE else raw.weights[index] * raw.grad
+        mean = raw.statistics[norm, 0, :, None, None]
+        ours.append(own if norm == NONE else a * (raw.grad + b * (x - mean) + c))
+    assert (weights_grad[[2, 3]] == 7).all()
+    assert (coefficients[1] == 7).all()
+    weights_grad[[2, 3]] = 0
+    exact = raw.expected(training, torch.float64)
+    for mine, theirs, truth in zip(ours, raw.expected(training, dtype), exact, strict=True):
+        assert_agrees(mine, theirs, truth, truth.abs())
+
+
+@pytest.mark.parametrize("shape", [(3, 17, 6, 5), (0, 17, 6, 5)])
+def test_opcheck(shape):
+    raw = Raw(shape=shape)
+    out = last(torch.zeros(shape))
+    torch.library.opcheck(OPS.normalised_mixed_sum.default, (*raw.terms, out))
+    for training in (True, False):
+        written = torch.zeros(4, 3, 17), torch.zeros(5)
+        arguments = (raw.grad, *raw.terms, training, *written)
+        torch.library.opcheck(OPS.normalised_mixed_sum_backward.default, arguments)
+
+
+def test_under_compile():
+    arguments = make((3, 5, 4, 4), 3)
+    compiled = torch.compile(normalised_mixed_sum, fullgraph=True, backend="aot_eager")
+    ours, plain = (value_and_grads(function, *arguments)[0] for function in (compiled, normalised_mixed_sum))
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+X = last(torch.ones(2, 3, 4, 4))
+W, S = torch.ones(2), torch.ones(2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "branches", "options", "sentence"),
+    [
+        (W, [], {}, "at least one branch is needed, got none"),
+        (W, [X, X[:1]], {}, "branches[1] must have shape (2, 3, 4, 4), got (1, 3, 4, 4)"),
+        (W, [X, X.double()], {}, "branches[1] must be float32 on cpu as branches[0] is, got float64 on cpu"),
+        (
+            W,
+            [X, X.to("meta")],
+            {},
+            "branches[1] must be float32 on cpu as branches[0] is, got float32 on meta",
+        ),
+        (W, [X.to("meta")] * 2, {}, "branches[0] must be on the CPU, got meta"),
+        (W, [X.half()] * 2, {}, "branches[0] must be float32 or float64, got float16"),
+        (W, [X[0]] * 2, {}, "branches[0] must have shape (B, C, H, W), got (3, 4, 4)"),
+        (W, [1.0, X], {}, "branches[0] must be a tensor, got float"),
+        (W, [X, 1.0], {}, "branches[1] must be a tensor, got float"),
+        (W, [X], {}, "weights must have shape (1,), got (2,)"),
+        (W.double(), [X, X], {}, "weights must be float32 on cpu as branches[0] is, got float64 on cpu"),
+        ([1.0, 1.0], [X, X], {}, "weights must be a tensor, got list"),
+        (W, [X, X], {"eps": -1.0}, "eps must be a finite number >= 0, got -1.0"),
+        (W, [X, X], {"eps": "1"}, "eps must be a finite number >= 0, got '1'"),
+        (W, [X, X], {"training": False}, "training=False needs statistics to normalise with, got none"),
+        (W, [X, X], {"statistics": S[:1]}, "statistics must have shape (2, 2, 3), got (1, 2, 3)"),
+        (
+            W,
+            [X, X],
+            {"statistics": S.double()},
+            "statistics must be float32 on cpu as branches[0] is, got float64 on cpu",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(weights, branches, options, sentence):
+    assert_refused(f"normalised_mixed_sum: {sentence}", normalised_mixed_sum, weights, branches, **options)
+
+
+SHARED = [
+    ({"out": X.half()}, "branches must be float32 or float64, got float16"),
+    ({"norms": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
+    ({"indices": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
+    ({"branches": []}, "one norm and one weight a branch are needed, and at least one branch"),
+    ({"statistics": S[0]}, r"statistics must have shape \(norms, 2, channels\), got \(2, 3\)"),
+    ({"statistics": S.double()}, "statistics must be contiguous, .* got .*, float64 on cpu"),
+    ({"weights": W[:, None]}, "weights must be contiguous"),
+    ({"weights": W.double()}, "weights must be contiguous, .* got .*, float64 on cpu"),
+    ({"out": X.contiguous()}, "out must be in channels_last memory"),
+    ({"branches": [X, X.contiguous()]}, "branches must be in channels_last memory"),
+    ({"branches": [X, X.double()]}, "branches must be float32 on cpu, got float64 on cpu"),
+    ({"branches": [X, X[:1]]}, r"branches must have shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
+    ({"norms": [0, 2]}, "norm 2 of 3 channels among 2 of 3"),
+    ({"norms": [0, -2]}, "norm -2 of 3 channels among 2 of 3"),
+    ({"statistics": torch.ones(2, 2, 4)}, "norm 0 of 3 channels among 2 of 4"),
+    ({"indices": [0, 2]}, "weight 2 of 2"),
+    ({"indices": [-2, 0]}, "weight -2 of 2"),
+]
+
+
+def raw_arguments():
+    return dict(branches=[X, X], norms=[0, 1], weights=W, indices=[0, 1], statistics=S, eps=EPS)
+
+
+@pytest.mark.parametrize(("changed", "sentence"), SHARED)
+def test_raw_op_checks_its_arguments(changed, sentence):
+    out = X.clone(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=f"normalised_mixed_sum: {sentence}"):
+        OPS.normalised_mixed_sum(**(raw_arguments() | {"out": out} | changed))
+    assert torch.equal(out, X)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        *(({"grad" if key == "out" else key: value for key, value in c.items()}, s) for c, s in SHARED),
+        ({"norms": [0, 0]}, "backward needs a norm of its own for each branch, norm 0 has two"),
+        ({"indices": [1, 1]}, "backward needs a weight of its own for each branch, weight 1 has two"),
+        ({"coefficients": S}, r"coefficients must be contiguous, of shape \(2, 3, 3\)"),
+        ({"weights_grad": W[:1]}, r"weights_grad must be contiguous, of shape \(2\)"),
+    ],
+)
+def test_raw_backward_checks_its_arguments(changed, sentence):
+    arguments = raw_arguments() | dict(grad=X, training=True)
+    arguments |= dict(coefficients=torch.zeros(2, 3, 3), weights_grad=torch.zeros(2))
+    with pytest.raises(ValueError, match=f"normalised_mixed_sum: {sentence}"):
+        OPS.normalised_mixed_sum_backward(**(arguments | changed))
+    assert not arguments["coefficients"].any()
