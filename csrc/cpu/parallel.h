@@ -3,27 +3,33 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "stable.h"
 
 namespace fastnas::cpu {
 
-// Calls body(chunk, begin, end) for every chunk [begin, end) of [0, n).
-template <class Body>
-void for_each_chunk(int64_t n, int64_t chunk_size, const Body& body) {
-  const int64_t chunks = (n + chunk_size - 1) / chunk_size;
-  torch::stable::parallel_for(0, chunks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t chunk = first; chunk < last; ++chunk)
-      body(chunk, chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
+// Calls body(task, scratch) for every task of [0, tasks), with one scratch = make() for all tasks of a thread. Threads take
+// the next task when they are done with one: a core that something else holds up does less of them. What a task
+// computes must not depend on the thread.
+template <class Make, class Body>
+void for_each_task(int64_t tasks, const Make& make, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(tasks, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    int64_t task = next++;
+    if (task >= tasks) return;
+    auto scratch = make();
+    for (; task < tasks; task = next++) body(task, scratch);
   });
 }
 
-// Calls body(task, scratch) for every task of [0, tasks), with one scratch = make() for all tasks of a thread.
-template <class Make, class Body>
-void for_each_task(int64_t tasks, const Make& make, const Body& body) {
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
-    auto scratch = make();
-    for (int64_t task = first; task < last; ++task) body(task, scratch);
+// Calls body(chunk, begin, end) for every chunk [begin, end) of [0, n).
+template <class Body>
+void for_each_chunk(int64_t n, int64_t chunk_size, const Body& body) {
+  const auto nothing = [] { return 0; };
+  for_each_task((n + chunk_size - 1) / chunk_size, nothing, [&](int64_t chunk, int) {
+    body(chunk, chunk * chunk_size, std::min(n, (chunk + 1) * chunk_size));
   });
 }
 

@@ -76,9 +76,9 @@ class FusedCell:
                 f"{inputs[0].shape[2]}x{inputs[0].shape[3]} before {self.plan.spec.kind} cells; "
                 "take a larger batch or larger images"
             )
-        statistics = torch.empty_like(self.running) if training else self._without_biases()
+        statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
-        if training and self.net.statistics_move:
+        if training and self.net.statistics_move and len(out):
             self._move_statistics(statistics, inputs, out)
         return out
 
