@@ -22,10 +22,11 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "Tensor weights, Tensor statistics, Tensor(a!) coefficients, int[] table, float eps, bool training, "
       "Tensor(b!)[] weights_grad, Tensor(c!)[] source_grads) -> ()");
 
-  // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`, or -1.
+  // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`, or -1. With
+  // `add`, out += that.
   m.def(
       "normalised_mixed_sum(Tensor[] branches, int[] norms, Tensor weights, int[] indices, Tensor statistics, "
-      "float eps, Tensor(a!) out) -> ()");
+      "float eps, Tensor(a!) out, bool add=False) -> ()");
   m.def(
       "normalised_mixed_sum_backward(Tensor grad, Tensor[] branches, int[] norms, Tensor weights, int[] indices, "
       "Tensor statistics, float eps, bool training, Tensor(a!) coefficients, Tensor(b!) weights_grad) -> ()");

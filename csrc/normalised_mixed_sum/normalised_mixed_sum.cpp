@@ -27,7 +27,7 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
   const char* norm_data = static_cast<const char*>(statistics.data_ptr());
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
   Params params{{},          to.data, to.pixel, to.count * to.height * to.width,
-                to.channels, eps,     training, kernel_dtype(out)};
+                to.channels, eps,     false, training, kernel_dtype(out)};
   for (size_t k = 0; k < branches.size(); ++k) {
     const Images x = images_like(branches[k], out, kOp, "branches");
     check_size(x, to.count, to.channels, to.height, to.width, kOp, "branches");
@@ -44,8 +44,11 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
 }
 
 void forward(const std::vector<Tensor>& branches, const std::vector<int64_t>& norms, const Tensor& weights,
-             const std::vector<int64_t>& indices, const Tensor& statistics, double eps, const Tensor& out) {
-  forward_cpu(common(out, branches, norms, weights, indices, statistics, eps, false));
+             const std::vector<int64_t>& indices, const Tensor& statistics, double eps, const Tensor& out,
+             bool add) {
+  Params params = common(out, branches, norms, weights, indices, statistics, eps, false);
+  params.add = add;
+  forward_cpu(params);
 }
 
 // Backward writes one gradient a row, so no two branches may share one.

@@ -27,6 +27,7 @@ struct Params {
   void* out;  // backward: g, read
   int64_t out_pixel, pixels, channels;
   double eps;
+  bool add;       // forward: to what out holds
   bool training;  // mean and variance are the branches' own: gradients flow through them
   Dtype dtype;
 };

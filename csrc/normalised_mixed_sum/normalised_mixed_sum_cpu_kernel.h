@@ -28,7 +28,7 @@ struct Streams {
 };
 
 // out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from zero where `first`
-// is 0. The mean is taken off first: where a branch varies little around a large one, the sum would lose it.
+// is 0, unless it is to be added. The mean is taken off first: where a branch varies little around a large one, the sum would lose it.
 template <class T, int K, int V, class Count>
 FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
                                  int64_t c, Count count) {
@@ -44,7 +44,7 @@ FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t fi
     for (int v = 0; v < V; ++v) {
       T* to = static_cast<T*>(p.out) + i * p.out_pixel + c + v * kLanes<T>;
       const Vec<T> zero = {};
-      Vec<T> sum = first == 0 ? zero : load_channels(to, count);
+      Vec<T> sum = first == 0 && !p.add ? zero : load_channels(to, count);
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) sum += scale[k][v] * (streams.read(k, i, v, count) - mean[k][v]);
       store_channels(to, sum, count);

@@ -153,6 +153,7 @@ def _normalised_mixed_sum_fake(
     statistics: Tensor,
     eps: float,
     out: Tensor,
+    add: bool = False,
 ) -> None:
     return None
 

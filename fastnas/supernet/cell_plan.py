@@ -34,15 +34,15 @@ def is_fused(spec: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of a node: the ``index``-th output of a call for source plan ``source``, and its factors.
+    """A summand of a node: an output of a call of its edge group, and its factors.
 
     Attributes:
         call: "first", "second", "average", "maximum" or "state".
+        index: of the call's output.
         norm: row of the statistics that normalises it, or NONE.
         weight: index of its mixing weight.
     """
 
-    source: int
     call: str
     index: int
     norm: int
@@ -50,27 +50,43 @@ class Term:
 
 
 @dataclass
-class SourcePlan:
-    """All branches that read one state with one stride.
+class Pooling:
+    """The pooled branches and skip-connections of all edges that read one state with one stride.
+
+    Attributes:
+        kinds: whether average and maximum are wanted, and the norms behind them, of all edges.
+        targets: nodes, in the order of ``table``, which is shared_pooling_backward's.
+    """
+
+    kinds: dict[str, bool] = field(default_factory=lambda: {"average": False, "maximum": False})
+    norms: dict[str, list[int]] = field(default_factory=lambda: {"average": [], "maximum": []})
+    targets: list[int] = field(default_factory=list)
+    table: list[int] = field(default_factory=list)
+
+
+@dataclass
+class EdgeGroup:
+    """Edges that read one state with one stride, and go through the native ops together.
 
     ``first`` reads the state itself; its outputs ``middle`` are the first halves of separable convolutions, which
-    ``second`` goes on with; its other outputs, ``ends``, enter a node. ``targets`` are the nodes whose gradients the branches get, in the order that
-    ``Branch.grad`` counts them; behind them, for ``first``, those of ``middle``.
+    ``second`` goes on with; its other outputs, ``ends``, enter a node. ``targets`` are the nodes whose gradients
+    the branches get, in the order that ``Branch.grad`` counts them; behind them, for ``first``, those of ``middle``.
+    ``terms`` are the summands of each target.
     """
 
     state: int
     stride: int
+    edges: list[int]
     targets: list[int]
+    pooling: Pooling
+    opens: bool  # the first group of its pooling
+    closes: bool  # the last one
     first: list[Branch] = field(default_factory=list)
     middle: list[int] = field(default_factory=list)
     middle_norms: list[int] = field(default_factory=list)
     second: list[Branch] = field(default_factory=list)
-    norms: dict[str, list[int]] = field(default_factory=lambda: {"average": [], "maximum": []})
-    pooled: dict[str, bool] = field(default_factory=lambda: {"average": False, "maximum": False})
-    pooling: list[int] = field(default_factory=list)  # shared_pooling_backward's table
-
-    def __post_init__(self) -> None:
-        self.outputs = 0  # of `first`
+    terms: list[list[Term]] = field(default_factory=list)
+    outputs: int = 0  # of `first`
 
     def finish(self) -> None:
         """Writes the branches down as the ops' tables."""
@@ -98,18 +114,28 @@ class CellPlan:
         module: holds its weights and BatchNorms.
         prefix: of its names in the arenas.
         weights, running: the network's arenas, in which each cell is one span.
+        edges_at_once: at most so many edges go through the ops together. All that read one state on a GPU; on a
+            CPU so many that what passes between the calls stays in its caches.
 
     Attributes:
         preprocessing: of each input.
-        sources: what reads each state, by ascending state.
-        terms: of each node (states behind the inputs), in the order of the edges.
+        groups: of edges, by ascending state.
+        empty: nodes that no branch enters.
         biases: of convolutions with a bias, by the norm behind them: offsets in the weights. The normalisation takes
             a bias away again, so it is added to the running means alone.
         stride: from the cell's inputs to its nodes.
         norms: number of BatchNorms; each has ``spec.channels`` channels.
     """
 
-    def __init__(self, spec: Cell, module: MixedCell, prefix: str, weights: Arena, running: Arena) -> None:
+    def __init__(
+        self,
+        spec: Cell,
+        module: MixedCell,
+        prefix: str,
+        weights: Arena,
+        running: Arena,
+        edges_at_once: int,
+    ) -> None:
         self.spec = spec
         self._weight_offsets = _offsets(weights, prefix)
         self._norm_offsets = _offsets(running, prefix)
@@ -118,17 +144,27 @@ class CellPlan:
         self.stride = max((e.stride for e in spec.edges if e.source < len(spec.inputs)), default=1)
         self.norms = (end - begin) // (2 * spec.channels)
         self.preprocessing = [self._preprocessing(pre) for pre in module.preprocess]
-        self.sources = [
-            SourcePlan(state, stride, [e.target for e in spec.edges if (e.source, e.stride) == (state, stride)])
-            for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges})
-        ]
         self.biases: dict[int, int] = {}
-        self.terms: list[list[Term]] = [[] for _ in range(spec.states)]
-        for row, (edge, primitives) in enumerate(zip(spec.edges, module.edges, strict=True)):
-            assert isinstance(primitives, nn.ModuleDict)
-            self._add_edge(row, edge, primitives)
-        for source in self.sources:
-            source.finish()
+        self.groups: list[EdgeGroup] = []
+        for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
+            rows = [i for i, e in enumerate(spec.edges) if (e.source, e.stride) == (state, stride)]
+            self._add_groups(state, stride, rows, edges_at_once)
+        for group in self.groups:
+            for row in group.edges:
+                primitives = module.edges[row]
+                assert isinstance(primitives, nn.ModuleDict)
+                self._add_edge(group, row, primitives)
+            group.finish()
+        entered = {t for g in self.groups for t, terms in zip(g.targets, g.terms, strict=True) if terms}
+        self.empty = [node for node in range(len(spec.inputs), spec.states) if node not in entered]
+
+    def _add_groups(self, state: int, stride: int, rows: list[int], edges_at_once: int) -> None:
+        pooling = Pooling()
+        for begin in range(0, len(rows), edges_at_once):
+            edges = rows[begin : begin + edges_at_once]
+            targets = [self.spec.edges[row].target for row in edges]
+            opens, closes = begin == 0, begin + edges_at_once >= len(rows)
+            self.groups.append(EdgeGroup(state, stride, edges, targets, pooling, opens, closes))
 
     def _preprocessing(self, module: nn.Module) -> Preprocessing:
         if isinstance(module, nn.Identity):
@@ -137,72 +173,73 @@ class CellPlan:
             norm = self._norm(module.norm)
             table = [n for branch in self._reduction(module, 0, norm, 0) for n in branch]
             return Preprocessing(table, norm, 2)
-        assert isinstance(module, nn.Sequential)
-        norm = self._norm(module[2])
-        convolution = module[1].weight
-        branch = Branch(0, 0, 1, 1, 0, 0, self._at(convolution), len(convolution), 0, 0, norm, 0)
-        return Preprocessing([*branch], norm, 1)
+        _, convolution, behind = module.children()
+        norm = self._norm(behind)
+        return Preprocessing([*self._convolution(convolution, 1, 0, norm, 0)], norm, 1)
 
-    def _add_edge(self, row: int, edge: Edge, primitives: nn.ModuleDict) -> None:
-        index, plan = next(
-            (i, p) for i, p in enumerate(self.sources) if (p.state, p.stride) == (edge.source, edge.stride)
-        )
-        grad = plan.targets.index(edge.target)
-        pooling = {"average": (NONE, NONE), "maximum": (NONE, NONE)}
+    def _add_edge(self, group: EdgeGroup, row: int, primitives: nn.ModuleDict) -> None:
+        edge = self.spec.edges[row]
+        grad = group.targets.index(edge.target)
+        pooled = {"average": (NONE, NONE), "maximum": (NONE, NONE)}
         skip = NONE
-        terms = self.terms[edge.target]
+        terms: list[Term] = []
+        group.terms.append(terms)
+
+        def end(norm: int, weight: int) -> None:
+            terms.append(Term("first", group.outputs, norm, weight))
+            group.outputs += 1
+
         for name, module in primitives.items():
             weight = row * len(edge.primitives) + edge.primitives.index(name)
+            layers = list(module.children())
             if name in POOLS:
                 kind = POOLS[name]
-                norm = self._norm(module[1]) if self.spec.normalise_pools else NONE
-                plan.pooled[kind] = True
-                plan.norms[kind] += [norm] if norm != NONE else []
-                pooling[kind] = (norm, weight)
-                terms.append(Term(index, kind, 0, norm, weight))
-            elif name == "skip_connect" and edge.stride == 1:
-                skip = weight
-                terms.append(Term(index, "state", 0, NONE, weight))
-            elif name == "skip_connect":
+                norm = self._norm(layers[1]) if self.spec.normalise_pools else NONE
+                group.pooling.kinds[kind] = True
+                group.pooling.norms[kind] += [norm] if norm != NONE else []
+                pooled[kind] = (norm, weight)
+                terms.append(Term(kind, 0, norm, weight))
+            elif isinstance(module, FactorizedReduce):
                 norm = self._norm(module.norm)
-                terms.append(Term(index, "first", plan.outputs, norm, weight))
-                plan.first += self._reduction(module, plan.outputs, norm, grad)
-                plan.outputs += 1
+                group.first += self._reduction(module, group.outputs, norm, grad)
+                end(norm, weight)
+            elif name == "skip_connect":
+                skip = weight
+                terms.append(Term("state", 0, NONE, weight))
             elif name in CONVOLUTIONS:
-                norm = self._norm(module[2])
-                terms.append(Term(index, "first", plan.outputs, norm, weight))
-                plan.first.append(self._convolution(module[1], edge.stride, plan.outputs, norm, grad))
-                plan.outputs += 1
+                norm = self._norm(layers[2])
+                group.first.append(self._convolution(layers[1], edge.stride, group.outputs, norm, grad))
+                end(norm, weight)
             elif name in DILATED:
-                norm = self._norm(module[3])
-                terms.append(Term(index, "first", plan.outputs, norm, weight))
-                plan.first.append(self._stage(module[1:3], 0, edge.stride, plan.outputs, norm, grad))
-                plan.outputs += 1
+                norm = self._norm(layers[3])
+                group.first.append(self._stage(layers[1:3], 0, edge.stride, group.outputs, norm, grad))
+                end(norm, weight)
             else:
-                norm = self._norm(module[7])
-                terms.append(Term(index, "second", len(plan.second), norm, weight))
-                middle = len(plan.middle)
-                plan.first.append(
-                    self._stage(
-                        module[1:3], 0, edge.stride, plan.outputs, self._norm(module[3]), len(plan.targets) + middle
-                    )
+                middle, middle_norm, norm = len(group.middle), self._norm(layers[3]), self._norm(layers[7])
+                middle_grad = len(group.edges) + middle
+                group.first.append(
+                    self._stage(layers[1:3], 0, edge.stride, group.outputs, middle_norm, middle_grad)
                 )
-                plan.second.append(self._stage(module[5:7], middle, 1, middle, norm, grad))
-                plan.middle.append(plan.outputs)
-                plan.middle_norms.append(self._norm(module[3]))
-                plan.outputs += 1
-        plan.pooling += [*pooling["average"], *pooling["maximum"], skip]
+                group.second.append(self._stage(layers[5:7], middle, 1, middle, norm, grad))
+                terms.append(Term("second", middle, norm, weight))
+                group.middle.append(group.outputs)
+                group.middle_norms.append(middle_norm)
+                group.outputs += 1
+        group.pooling.targets.append(edge.target)
+        group.pooling.table += [*pooled["average"], *pooled["maximum"], skip]
 
     def _stage(
-        self, convolutions: nn.Sequential, source: int, stride: int, out: int, norm: int, grad: int
+        self, convolutions: list[nn.Module], source: int, stride: int, out: int, norm: int, grad: int
     ) -> Branch:
         depthwise, pointwise = convolutions
         assert isinstance(depthwise, nn.Conv2d)
+        assert isinstance(pointwise, nn.Conv2d)
         kernel, dilation = depthwise.kernel_size[0], depthwise.dilation[0]
         offsets = self._at(depthwise.weight), self._at(pointwise.weight)
         return Branch(source, kernel, dilation, stride, 0, *offsets, len(pointwise.weight), out, 0, norm, grad)
 
-    def _convolution(self, convolution: nn.Conv2d, stride: int, out: int, norm: int, grad: int) -> Branch:
+    def _convolution(self, convolution: nn.Module, stride: int, out: int, norm: int, grad: int) -> Branch:
+        assert isinstance(convolution, nn.Conv2d)
         kernel, weight = convolution.kernel_size[0], self._at(convolution.weight)
         if convolution.bias is not None:
             self.biases[norm] = self._at(convolution.bias)
@@ -220,7 +257,8 @@ class CellPlan:
     def _at(self, weight: Tensor) -> int:
         return self._weight_offsets[id(weight)]
 
-    def _norm(self, norm: BatchNorm) -> int:
+    def _norm(self, norm: nn.Module) -> int:
+        assert isinstance(norm, BatchNorm)
         return self._norm_offsets[id(norm.running_mean)] // (2 * self.spec.channels)
 
 

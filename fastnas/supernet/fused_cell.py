@@ -1,8 +1,9 @@
 """One cell of a supernet as one autograd function over the native ops.
 
-A forward pass runs the plan state by state, a backward pass in reverse: when a state's turn comes, all nodes that it
-feeds have their gradients, so all of its branches are one call. Kept for backward are the states and the raw outputs
-that enter a node; pooled states, depthwise outputs and what lies in the middle of a separable convolution are computed
+A forward pass runs the plan's groups of edges in the order of the states that they read, a backward pass in reverse:
+when a group's turn comes, all nodes that it feeds have their gradients. Between the calls for a group nothing but its
+own tensors is touched. Kept for backward are the states and the raw outputs that enter a node; pooled states,
+depthwise outputs and what lies in the middle of a separable convolution are computed
 again. With ``recompute`` only the cell's inputs and output are kept.
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.errors import FastnasError
-from fastnas.supernet.cell_plan import NONE, CellPlan, SourcePlan
+from fastnas.supernet.cell_plan import NONE, CellPlan, EdgeGroup, Term
 from fastnas.supernet.primitives import EPS
 
 OPS = torch.ops.fastnas
@@ -101,9 +102,9 @@ class CellPass:
     Attributes:
         projected: raw outputs of the preprocessing of those inputs that have one.
         states: of the cell; the output states are slices of its output.
-        first, second: raw outputs of the calls for each source plan. Those of ``first`` that feed ``second`` are
-            there as long as ``second`` needs them.
-        pooled: average and maximum of each source plan's state, as far as wanted.
+        first, second: raw outputs of the calls for each group. Those of ``first`` that feed ``second`` are there as
+            long as ``second`` needs them.
+        pooled: average and maximum, as far as wanted, of the state that is read.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class CellPass:
         self.states: list[Tensor] = []
         self.first: list[dict[int, Tensor]] = []
         self.second: list[list[Tensor]] = []
-        self.pooled: list[dict[str, Tensor]] = []
+        self.pooled: dict[str, Tensor] = {}
 
     # ------------------------------------------------------------------ forward
 
@@ -131,16 +132,23 @@ class CellPass:
             self.states.append(self._preprocess(x, preprocessing.table, preprocessing.norm))
         out = self._images(spec.channels * len(spec.output))
         slots = dict(zip(spec.output, out.split(spec.channels, dim=1), strict=True))
-        reading = 0
         for state in range(spec.states):
             if state >= len(self.inputs):
-                self.states.append(self._node(state, slots.get(state)))
+                self.states.append(slots[state] if state in slots else self._images(spec.channels))
             elif state in slots:
                 slots[state].copy_(self.states[state])
-            while reading < len(plan.sources) and plan.sources[reading].state == state:
-                self._read(plan.sources[reading])
-                reading += 1
-        self.pooled = []  # computed again in backward
+        for node in plan.empty:
+            self.states[node].zero_()
+        begun: set[int] = set()
+        for group in plan.groups:
+            self._read(group)
+            if group.opens:
+                self._pool(group, self.training)
+            for target, terms in zip(group.targets, group.terms, strict=True):
+                if terms:
+                    self._add_to_node(target, *self._terms(len(self.first) - 1, terms), target in begun)
+                    begun.add(target)
+        self.pooled = {}  # computed again in backward
         return out
 
     def kept(self) -> list[list[Tensor]]:
@@ -152,10 +160,10 @@ class CellPass:
         """The inverse of ``kept``, with the cell's output."""
         self.projected, own, *raws = groups
         self._restore_states(out, own)
-        half = len(self.plan.sources)
+        half = len(self.plan.groups)
         self.first = [
-            dict(zip(source.ends, first, strict=True))
-            for source, first in zip(self.plan.sources, raws[:half], strict=True)
+            dict(zip(group.ends, first, strict=True))
+            for group, first in zip(self.plan.groups, raws[:half], strict=True)
         ]
         self.second = raws[half:]
 
@@ -168,9 +176,8 @@ class CellPass:
             if preprocessing.table
         ]
         self._restore_states(out, own)
-        for source in self.plan.sources:
-            self._read(source)
-        self.pooled = []
+        for group in self.plan.groups:
+            self._read(group)
         self.training = training
 
     def _restore_states(self, out: Tensor, own: list[Tensor]) -> None:
@@ -195,21 +202,19 @@ class CellPass:
         (raw,) = self._stage([x], [NONE], table)
         self.projected.append(raw)
         state = torch.empty_like(raw)
-        OPS.normalised_mixed_sum([raw], [norm], self.mixing, [NONE], self.statistics, EPS, state)
+        OPS.normalised_mixed_sum([raw], [norm], self.mixing, [NONE], self.statistics, EPS, state, False)
         return state
 
-    def _read(self, source: SourcePlan) -> None:
-        """All branches that read a state, up to their raw outputs."""
-        x = self.states[source.state]
+    def _read(self, group: EdgeGroup) -> None:
+        """All convolutions of a group, up to their raw outputs."""
         first: list[Tensor] = []
         second: list[Tensor] = []
-        if source.first:
-            first = self._stage([x], [NONE], source.first_table)
-        if source.second:
-            second = self._stage([first[i] for i in source.middle], source.middle_norms, source.second_table)
-        self.first.append({i: first[i] for i in source.ends})
+        if group.first:
+            first = self._stage([self.states[group.state]], [NONE], group.first_table)
+        if group.second:
+            second = self._stage([first[i] for i in group.middle], group.middle_norms, group.second_table)
+        self.first.append({i: first[i] for i in group.ends})
         self.second.append(second)
-        self._pool(source, self.training)
 
     def _stage(self, sources: list[Tensor], norms: list[int], table: list[int]) -> list[Tensor]:
         raws: list[Tensor] = OPS.separable_stage(
@@ -217,66 +222,56 @@ class CellPass:
         )
         return raws
 
-    def _pool(self, source: SourcePlan, statistics: bool) -> None:
-        norms = source.norms if statistics else {"average": [], "maximum": []}
-        kinds = [kind for kind, wanted in source.pooled.items() if wanted]
+    def _pool(self, group: EdgeGroup, statistics: bool) -> None:
+        pooling = group.pooling
+        kinds = [kind for kind, wanted in pooling.kinds.items() if wanted]
         pooled: list[Tensor] = []
         if kinds:
             pooled = OPS.shared_pooling(
-                self.states[source.state],
-                source.stride,
-                source.pooled["average"],
-                source.pooled["maximum"],
-                norms["average"],
-                norms["maximum"],
+                self.states[group.state],
+                group.stride,
+                pooling.kinds["average"],
+                pooling.kinds["maximum"],
+                pooling.norms["average"] if statistics else [],
+                pooling.norms["maximum"] if statistics else [],
                 self.statistics,
             )
-        self.pooled.append(dict(zip(kinds, pooled, strict=True)))
+        self.pooled = dict(zip(kinds, pooled, strict=True))
 
-    def _terms(self, state: int) -> tuple[list[Tensor], list[int], list[int]]:
-        """The summands of a node, their norms and the indices of their mixing weights."""
+    def _terms(self, index: int, terms: list[Term]) -> tuple[list[Tensor], list[int], list[int]]:
+        """Summands out of group ``index``, their norms and the indices of their mixing weights."""
         tensors = []
-        for term in self.plan.terms[state]:
+        for term in terms:
             if term.call == "state":
-                tensors.append(self.states[self.plan.sources[term.source].state])
+                tensors.append(self.states[self.plan.groups[index].state])
             elif term.call == "first":
-                tensors.append(self.first[term.source][term.index])
+                tensors.append(self.first[index][term.index])
             elif term.call == "second":
-                tensors.append(self.second[term.source][term.index])
+                tensors.append(self.second[index][term.index])
             else:
-                tensors.append(self.pooled[term.source][term.call])
-        terms = self.plan.terms[state]
+                tensors.append(self.pooled[term.call])
         return tensors, [term.norm for term in terms], [term.weight for term in terms]
 
-    def _node(self, state: int, slot: Tensor | None) -> Tensor:
-        node = self._images(self.plan.spec.channels) if slot is None else slot
-        tensors, norms, indices = self._terms(state)
-        if tensors:
-            OPS.normalised_mixed_sum(tensors, norms, self.mixing, indices, self.statistics, EPS, node)
-        else:  # every edge that enters is "none"
-            node.zero_()
-        return node
+    def _add_to_node(
+        self, node: int, tensors: list[Tensor], norms: list[int], indices: list[int], begun: bool
+    ) -> None:
+        OPS.normalised_mixed_sum(
+            tensors, norms, self.mixing, indices, self.statistics, EPS, self.states[node], begun
+        )
 
     # ------------------------------------------------------------------ backward
 
     def backward(self, grad: Tensor, weights_needed: bool) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Gradients of the mixing weights, the weights (None: not needed) and the inputs."""
         plan, spec = self.plan, self.plan.spec
-        for source in plan.sources:
-            self._pool(source, statistics=False)
         self.coefficients = self.statistics.new_empty(plan.norms, 3, spec.channels)
         self.mixing_grad = torch.zeros_like(self.mixing)
         self.weights_grad = [torch.empty_like(self.weights)] if weights_needed else []
         if not len(grad) and weights_needed:  # an empty batch: nothing will be written
             self.weights_grad[0].zero_()
         self.grads = self._state_grads(grad)
-        unread = len(plan.sources)
-        for state in reversed(range(spec.states)):
-            while unread > 0 and plan.sources[unread - 1].state == state:
-                unread -= 1
-                self._read_backward(unread)
-            if state >= len(self.inputs):
-                self._node_backward(state)
+        for index in reversed(range(len(plan.groups))):
+            self._read_backward(index)
         input_grads = self._preprocess_backward()
         if weights_needed:
             self._bias_gradients(self.weights_grad[0])
@@ -293,47 +288,50 @@ class CellPass:
         ]
 
     def _read_backward(self, index: int) -> None:
-        source = self.plan.sources[index]
-        x, x_grad = self.states[source.state], self.grads[source.state]
-        targets = [self.grads[target] for target in source.targets]
+        group = self.plan.groups[index]
+        if group.closes:
+            self._pool(group, statistics=False)
+        for target, terms in zip(group.targets, group.terms, strict=True):
+            if terms:
+                self._sum_backward(self.grads[target], *self._terms(index, terms))
+        x, x_grad = self.states[group.state], self.grads[group.state]
+        targets = [self.grads[target] for target in group.targets]
         first, second = self.first[index], self.second[index]
         middle: list[Tensor] = []
-        if source.second:
-            middle = OPS.separable_stage(
-                [x], [NONE], self.weights, self.statistics, source.middle_table, EPS, False
-            )
-            first.update(zip(source.middle, middle, strict=True))
-        middle_grads = [torch.empty_like(t) for t in middle]
         shared = (self.weights, self.statistics, self.coefficients)
-        if source.second:
+        if group.second:
+            middle = OPS.separable_stage(
+                [x], [NONE], self.weights, self.statistics, group.middle_table, EPS, False
+            )
+            first.update(zip(group.middle, middle, strict=True))
+        middle_grads = [torch.empty_like(t) for t in middle]
+        if group.second:
             OPS.separable_stage_backward(
-                targets, second, middle, source.middle_norms, *shared, source.second_table, EPS, self.training,
+                targets, second, middle, group.middle_norms, *shared, group.second_table, EPS, self.training,
                 self.weights_grad, middle_grads,
             )  # fmt: skip
-        if source.first:
+        if group.first:
             OPS.separable_stage_backward(
-                [*targets, *middle_grads], [first[i] for i in range(source.outputs)], [x], [NONE], *shared, source.first_table, EPS, self.training,
-                self.weights_grad, [x_grad],
+                [*targets, *middle_grads], [first[i] for i in range(group.outputs)], [x], [NONE], *shared,
+                group.first_table, EPS, self.training, self.weights_grad, [x_grad],
             )  # fmt: skip
-        pooled = self.pooled[index]
+        if group.opens:
+            self._pool_backward(group)
+        self.first[index], self.second[index] = {}, []
+
+    def _pool_backward(self, group: EdgeGroup) -> None:
         OPS.shared_pooling_backward(
-            x,
-            source.stride,
-            [pooled["average"]] if "average" in pooled else [],
-            [pooled["maximum"]] if "maximum" in pooled else [],
-            targets,
-            source.pooling,
+            self.states[group.state],
+            group.stride,
+            [self.pooled["average"]] if "average" in self.pooled else [],
+            [self.pooled["maximum"]] if "maximum" in self.pooled else [],
+            [self.grads[target] for target in group.pooling.targets],
+            group.pooling.table,
             self.statistics,
             self.coefficients,
             self.mixing,
-            x_grad,
+            self.grads[group.state],
         )
-        self.first[index], self.second[index] = {}, []
-
-    def _node_backward(self, state: int) -> None:
-        tensors, norms, indices = self._terms(state)
-        if tensors:
-            self._sum_backward(self.grads[state], tensors, norms, indices)
 
     def _sum_backward(self, grad: Tensor, tensors: list[Tensor], norms: list[int], indices: list[int]) -> None:
         OPS.normalised_mixed_sum_backward(
@@ -368,7 +366,10 @@ class CellPass:
                 grad.zero_()
             else:
                 target = next(
-                    node for node, terms in enumerate(self.plan.terms) if any(t.norm == norm for t in terms)
+                    node
+                    for group in self.plan.groups
+                    for node, terms in zip(group.targets, group.terms, strict=True)
+                    if any(term.norm == norm for term in terms)
                 )
                 torch.mul(self.coefficients[norm, 0], self.grads[target].sum((0, 2, 3)), out=grad)
 
