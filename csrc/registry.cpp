@@ -10,25 +10,28 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "Tensor[])");
 
   // ReLU, depthwise convolution, 1x1 convolution of groups of branches; writes the outputs' mean and variance
-  // into `statistics` (norms, 2, channels), from which sources with a norm are normalised. A branch is a row of `table`.
+  // into `statistics` (norms, 2, channels), from which sources with a norm are normalised. A branch is a row
+  // of `table`.
   m.def(
       "separable_stage(Tensor[] sources, int[] source_norms, Tensor weights, Tensor(a!) statistics, "
       "int[] table, float eps, bool training) -> Tensor[]");
-  // Gradients of outputs are a (grad + b (raw - mean) + c), with a, b, c from `coefficients` (norms, 3, channels). Adds to the
-  // source_grads of plain sources; of normalised ones writes that of the normalised value, and their
-  // coefficients. Writes weights_grad (none or one).
+  // Gradients of outputs are a (grad + b (raw - mean) + c), with a, b, c from `coefficients` (norms, 3,
+  // channels). Adds to the source_grads of plain sources; of normalised ones writes that of the normalised
+  // value, and their coefficients. Writes weights_grad (none or one).
   m.def(
       "separable_stage_backward(Tensor[] grads, Tensor[] raws, Tensor[] sources, int[] source_norms, "
       "Tensor weights, Tensor statistics, Tensor(a!) coefficients, int[] table, float eps, bool training, "
       "Tensor(b!)[] weights_grad, Tensor(c!)[] source_grads) -> ()");
 
-  // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`, or -1. With
-  // `add`, out += that.
+  // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`,
+  // or -1. With `add`, out += that.
   m.def(
-      "normalised_mixed_sum(Tensor[] branches, int[] norms, Tensor weights, int[] indices, Tensor statistics, "
+      "normalised_mixed_sum(Tensor[] branches, int[] norms, Tensor weights, int[] indices, Tensor "
+      "statistics, "
       "float eps, Tensor(a!) out, bool add=False) -> ()");
   m.def(
-      "normalised_mixed_sum_backward(Tensor grad, Tensor[] branches, int[] norms, Tensor weights, int[] indices, "
+      "normalised_mixed_sum_backward(Tensor grad, Tensor[] branches, int[] norms, Tensor weights, int[] "
+      "indices, "
       "Tensor statistics, float eps, bool training, Tensor(a!) coefficients, Tensor(b!) weights_grad) -> ()");
 
   // Average- and max-pooling 3x3, each if wanted, and their mean and variance into rows of `statistics`.

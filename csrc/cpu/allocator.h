@@ -9,9 +9,9 @@ namespace fastnas::cpu {
 // and plain PyTorch's 7.5 ms become 15 ms. Elsewhere than on glibc it does nothing.
 void keep_freed_memory();
 
-// Asks for huge pages in what the heap has grown by since the last call. Ops call it when they have allocated and not yet
-// written: the heap grows in large steps, so most of a step is untouched then. Fewer misses of the TLB make a
-// forward and backward pass of the DARTS supernet 5 % faster.
+// Asks for huge pages in what the heap has grown by since the last call. Ops call it when they have allocated
+// and not yet written: the heap grows in large steps, so most of a step is untouched then. Fewer misses of
+// the TLB make a forward and backward pass of the DARTS supernet 5 % faster.
 void advise_new_heap();
 
 }  // namespace fastnas::cpu

@@ -1,6 +1,6 @@
 // Vectors of channels out of channels-last memory. The last one may be cut short, which costs branches and
-// copies, so loops over pixels are compiled twice: with Whole, and with a number of channels. Included inside a
-// level's namespace, behind cpu/vec.h: no guard, no includes.
+// copies, so loops over pixels are compiled twice: with Whole, and with a number of channels. Included inside
+// a level's namespace, behind cpu/vec.h: no guard, no includes.
 
 struct Whole {};
 

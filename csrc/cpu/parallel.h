@@ -9,9 +9,9 @@
 
 namespace fastnas::cpu {
 
-// Calls body(task, scratch) for every task of [0, tasks), with one scratch = make() for all tasks of a thread. Threads take
-// the next task when they are done with one: a core that something else holds up does less of them. What a task
-// computes must not depend on the thread.
+// Calls body(task, scratch) for every task of [0, tasks), with one scratch = make() for all tasks of a
+// thread. Threads take the next task when they are done with one: a core that something else holds up does
+// less of them. What a task computes must not depend on the thread.
 template <class Make, class Body>
 void for_each_task(int64_t tasks, const Make& make, const Body& body) {
   std::atomic<int64_t> next{0};

@@ -1,8 +1,9 @@
-// Pixels to memory and into the moments of their channels (cpu/moments.h). Included inside a level's namespace, behind
-// cpu/channels.h: no guard, no includes.
+// Pixels to memory and into the moments of their channels (cpu/moments.h). Included inside a level's
+// namespace, behind cpu/channels.h: no guard, no includes.
 
-// Stores a tile (positions, width) of whole vectors as pixels and adds it to an image's moments (null: not wanted). The
-// shift is the mean of the image's first tile, so that a mean far from zero does not destroy the variance.
+// Stores a tile (positions, width) of whole vectors as pixels and adds it to an image's moments (null: not
+// wanted). The shift is the mean of the image's first tile, so that a mean far from zero does not destroy the
+// variance.
 template <class T>
 inline void store_pixels(const T* tile, int64_t width, int64_t positions, int64_t channels, T* pixels,
                          int64_t pixel, const Moments<T>* moments, bool first) {

@@ -8,8 +8,8 @@ inline constexpr int kTileRows = (FASTNAS_VEC_BYTES == 64 ? 16 : 8) / V;
 
 // sum[r][v] = sum_k a[k a_k + r a_row] b[k b_k + v lanes ..]
 template <class T, int R, int V>
-FASTNAS_INLINE void multiply_tile(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
-                                  Vec<T> (&sum)[R][V]) {
+FASTNAS_INLINE void multiply_tile(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
+                                  int64_t depth, Vec<T> (&sum)[R][V]) {
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> factor[V];
 #pragma GCC unroll 4
@@ -41,8 +41,8 @@ struct StoreProduct {
   }
 };
 
-// Pixels whose cache lines are needed soon. A product asks for as many as it has results: spread over it, they
-// arrive while it is computed, where a burst of requests would wait for each other.
+// Pixels whose cache lines are needed soon. A product asks for as many as it has results: spread over it,
+// they arrive while it is computed, where a burst of requests would wait for each other.
 template <class T, bool kWrite>
 struct Soon {
   const T* pixels;
@@ -59,16 +59,16 @@ struct Soon {
 };
 
 template <class T, int R, int V, class Sink>
-FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
-                                  int64_t first_row, int64_t first_vector, Sink& sink) {
+FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
+                                  int64_t depth, int64_t first_row, int64_t first_vector, Sink& sink) {
   Vec<T> sum[R][V] = {};
   multiply_tile<T, R, V>(a + first_row * a_row, a_k, a_row, b + first_vector * kLanes<T>, b_k, depth, sum);
   sink(first_row, first_vector, sum);
 }
 
 template <class T, int V, class Sink>
-FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
-                                   int64_t rows, int64_t first_vector, Sink& sink) {
+FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
+                                   int64_t depth, int64_t rows, int64_t first_vector, Sink& sink) {
   constexpr int whole = kTileRows<V>, half = whole / 2;
   int64_t r = 0;
   for (; r + whole <= rows; r += whole)

@@ -26,8 +26,8 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
   const int64_t channels = statistics.size(2), element = out.element_size();
   const char* norm_data = static_cast<const char*>(statistics.data_ptr());
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
-  Params params{{},          to.data, to.pixel, to.count * to.height * to.width,
-                to.channels, eps,     false, training, kernel_dtype(out)};
+  Params params{{},    to.data,  to.pixel,         to.count * to.height * to.width, to.channels, eps,
+                false, training, kernel_dtype(out)};
   for (size_t k = 0; k < branches.size(); ++k) {
     const Images x = images_like(branches[k], out, kOp, "branches");
     check_size(x, to.count, to.channels, to.height, to.width, kOp, "branches");

@@ -1,9 +1,10 @@
-// The normalised mixed sum: out = sum_k w_k (x_k - mean_k) rstd_k per channel, each branch's BatchNorm folded into
-// the weighted sum of a mixed operation. Backward reads g and all x_k once:
+// The normalised mixed sum: out = sum_k w_k (x_k - mean_k) rstd_k per channel, each branch's BatchNorm folded
+// into the weighted sum of a mixed operation. Backward reads g and all x_k once:
 //   d w_k = sum_c rstd_k <g, x_k - mean_k>_c
-//   d x_k = a (g + b (x_k - mean_k) + c),  a = w_k rstd_k,  b = -rstd_k^2 <g, x_k - mean_k> / n,  c = -<g, 1> / n
-// (a outside: the terms in the bracket nearly cancel where n is small, and a's rounding must not come between them)
-// and leaves a, b, c per channel for whoever needs d x_k.
+//   d x_k = a (g + b (x_k - mean_k) + c),  a = w_k rstd_k,  b = -rstd_k^2 <g, x_k - mean_k> / n,  c = -<g, 1>
+//   / n
+// (a outside: the terms in the bracket nearly cancel where n is small, and a's rounding must not come between
+// them) and leaves a, b, c per channel for whoever needs d x_k.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The normalised mixed sum on the CPU: factors per channel, the split into chunks of pixels, and the sums over them
-// in one order; the arithmetic is in the kernel file.
+// The normalised mixed sum on the CPU: factors per channel, the split into chunks of pixels, and the sums
+// over them in one order; the arithmetic is in the kernel file.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>

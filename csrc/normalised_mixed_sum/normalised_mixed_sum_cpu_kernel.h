@@ -1,5 +1,6 @@
-// Some pixels of the normalised mixed sum. Branches are taken kTogether at a time, over up to kWide vectors of
-// channels: as many streams from memory as are followed well, whole cache lines of each, and sums that stay in registers.
+// Some pixels of the normalised mixed sum. Branches are taken kTogether at a time, over up to kWide vectors
+// of channels: as many streams from memory as are followed well, whole cache lines of each, and sums that
+// stay in registers.
 #include "cpu/channels.h"
 
 inline constexpr int kTogether = 4;
@@ -27,11 +28,12 @@ struct Streams {
   }
 };
 
-// out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from zero where `first`
-// is 0, unless it is to be added. The mean is taken off first: where a branch varies little around a large one, the sum would lose it.
+// out += sum of K branches from `first`, over pixels [begin, end) of V vectors of channels; starts from zero
+// where `first` is 0, unless it is to be added. The mean is taken off first: where a branch varies little
+// around a large one, the sum would lose it.
 template <class T, int K, int V, class Count>
-FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
-                                 int64_t c, Count count) {
+FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t first, int64_t begin,
+                                 int64_t end, int64_t c, Count count) {
   const Streams<T, K> streams(p, first, c);
   Vec<T> scale[K][V], mean[K][V];
   for (int k = 0; k < K; ++k)
@@ -51,11 +53,11 @@ FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t fi
     }
 }
 
-// sums[k] += <g, x_k - mean_k> for K branches from `first`, of which the first call also sums g itself into the
-// last row.
+// sums[k] += <g, x_k - mean_k> for K branches from `first`, of which the first call also sums g itself into
+// the last row.
 template <class T, int K, int V, class Count>
-FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t first, int64_t begin, int64_t end,
-                                 int64_t c, Count count, double* sums) {
+FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t first, int64_t begin,
+                                 int64_t end, int64_t c, Count count, double* sums) {
   const Streams<T, K> streams(p, first, c);
   Vec<T> mean[K][V], product[K][V] = {}, total[V] = {};
   for (int k = 0; k < K; ++k)
@@ -77,8 +79,8 @@ FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t fi
     }
 }
 
-// Calls body(constant K, first branch, constant V, first channel, Whole or number of channels) for all branches
-// and vectors.
+// Calls body(constant K, first branch, constant V, first channel, Whole or number of channels) for all
+// branches and vectors.
 template <class T, class Body>
 FASTNAS_INLINE void for_each_group(const Params& p, const Body& body) {
   const auto over_branches = [&](auto width, int64_t c, auto count) {
@@ -107,6 +109,7 @@ inline void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, 
 template <class T>
 inline void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, double* sums) {
   for_each_group<T>(p, [&](auto branches, size_t first, auto width, int64_t c, auto count) {
-    add_products<T, decltype(branches)::value, decltype(width)::value>(p, f, first, begin, end, c, count, sums);
+    add_products<T, decltype(branches)::value, decltype(width)::value>(p, f, first, begin, end, c, count,
+                                                                       sums);
   });
 }

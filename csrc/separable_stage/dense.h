@@ -1,13 +1,13 @@
-// Dense k x k convolutions of stride 1 over padded planes (depthwise.h), as products of tiles in registers. `Vectors`
-// of inputs and outputs are planes of whole vectors of channels. Included inside a level's namespace, behind
-// cpu/tile_matmul.h: no guard, no includes.
+// Dense k x k convolutions of stride 1 over padded planes (depthwise.h), as products of tiles in registers.
+// `Vectors` of inputs and outputs are planes of whole vectors of channels. Included inside a level's
+// namespace, behind cpu/tile_matmul.h: no guard, no includes.
 
-// A row of `count` outputs into `sink`, which gets position and output vector of each tile. `in` points at the
-// first tap of the first output in the first of `planes` planes of `channels` channels, plane_step apart; weights
-// are (taps, planes lanes, outputs lanes).
+// A row of `count` outputs into `sink`, which gets position and output vector of each tile. `in` points at
+// the first tap of the first output in the first of `planes` planes of `channels` channels, plane_step apart;
+// weights are (taps, planes lanes, outputs lanes).
 template <class T, class Sink>
-void dense_row(const T* in, int64_t kernel, int64_t tap_row, int64_t channels, int64_t plane_step, const T* weights,
-               int64_t outputs, int64_t count, const Sink& sink) {
+void dense_row(const T* in, int64_t kernel, int64_t tap_row, int64_t channels, int64_t plane_step,
+               const T* weights, int64_t outputs, int64_t count, const Sink& sink) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t width = outputs * lanes, taps_size = whole_vectors<T>(channels) * width;
   const auto tile = [&](auto rows, auto wide, int64_t x, int64_t v) {
@@ -34,8 +34,8 @@ void dense_row(const T* in, int64_t kernel, int64_t tap_row, int64_t channels, i
   if (v < outputs) panel(std::integral_constant<int, 1>{}, v);
 }
 
-// w_grad (taps, output channels, input planes lanes) += sum over a rectangle of outputs of out_grad times input. Both lie
-// in planes of the same geometry.
+// w_grad (taps, output channels, input planes lanes) += sum over a rectangle of outputs of out_grad times
+// input. Both lie in planes of the same geometry.
 template <class T>
 void dense_weights(const T* in, int64_t kernel, int64_t tap_row, int64_t input_planes, int64_t plane_step,
                    const T* out_grad, int64_t channels, const Rectangle& area, T* w_grad) {
@@ -46,7 +46,8 @@ void dense_weights(const T* in, int64_t kernel, int64_t tap_row, int64_t input_p
     constexpr int R = decltype(count)::value;
     Vec<T> sum[R][1] = {};
     for (int64_t y = 0; y < area.rows; ++y)
-      multiply_tile<T, R, 1>(grads + y * area.out_row, lanes, 1, inputs + y * area.in_row, lanes, area.columns, sum);
+      multiply_tile<T, R, 1>(grads + y * area.out_row, lanes, 1, inputs + y * area.in_row, lanes,
+                             area.columns, sum);
     for (int r = 0; r < R; ++r) store<T>(to + r * row, load(to + r * row) + sum[r][0]);
   };
   for (int64_t tap = 0; tap < kernel * kernel; ++tap)

@@ -1,13 +1,13 @@
 // Depthwise convolutions over padded planes, one vector of channels at a time. A plane is the image of one
-// vector of channels: rows of positions of kLanes elements, with zeros around. Kernel K, stride S and dilation D are
-// constants, so that addresses are; `tap_row` is how far apart the kernel's rows lie in the plane. Included
-// inside a level's namespace: no guard, no includes.
+// vector of channels: rows of positions of kLanes elements, with zeros around. Kernel K, stride S and
+// dilation D are constants, so that addresses are; `tap_row` is how far apart the kernel's rows lie in the
+// plane. Included inside a level's namespace: no guard, no includes.
 
 // Outputs in registers at once: with K weights and the inputs that they meet they fit into the level's.
 inline constexpr int kBlock = FASTNAS_VEC_BYTES == 64 ? 8 : 4;
 
-// X neighbouring outputs, out_step apart: sum over the K x K taps of weight times input, added to what is there
-// with kAdd. `in` points at the first tap of the first output.
+// X neighbouring outputs, out_step apart: sum over the K x K taps of weight times input, added to what is
+// there with kAdd. `in` points at the first tap of the first output.
 template <class T, int K, int S, int D, int X, bool kAdd>
 FASTNAS_INLINE void depthwise_block(const T* in, int64_t tap_row, const T* w, T* out, int64_t out_step) {
   Vec<T> sum[X] = {};
@@ -30,18 +30,20 @@ template <class T, int K, int S, int D, bool kAdd>
 void depthwise_row(const T* in, int64_t tap_row, const T* w, T* out, int64_t out_step, int64_t count) {
   int64_t x = 0;
   for (; x + kBlock <= count; x += kBlock)
-    depthwise_block<T, K, S, D, kBlock, kAdd>(in + x * S * kLanes<T>, tap_row, w, out + x * out_step, out_step);
+    depthwise_block<T, K, S, D, kBlock, kAdd>(in + x * S * kLanes<T>, tap_row, w, out + x * out_step,
+                                              out_step);
   for (; x < count; ++x)
     depthwise_block<T, K, S, D, 1, kAdd>(in + x * S * kLanes<T>, tap_row, w, out + x * out_step, out_step);
 }
 
-// A rectangle of outputs, and how far apart in elements their rows lie in the input's plane and in the outputs.
+// A rectangle of outputs, and how far apart in elements their rows lie in the input's plane and in the
+// outputs.
 struct Rectangle {
   int64_t rows, columns, in_row, out_row;
 };
 
-// w_grad[k] += sum over a rectangle of outputs of out_grad times the input of tap k, for the taps of R rows of
-// the kernel: as many sums as stay in registers.
+// w_grad[k] += sum over a rectangle of outputs of out_grad times the input of tap k, for the taps of R rows
+// of the kernel: as many sums as stay in registers.
 template <class T, int K, int S, int D, int R>
 FASTNAS_INLINE void depthwise_weights_rows(const T* in, int64_t tap_row, const T* out_grad, int64_t grad_step,
                                            const Rectangle& area, T* w_grad) {
@@ -67,8 +69,8 @@ FASTNAS_INLINE void depthwise_weights_rows(const T* in, int64_t tap_row, const T
 }
 
 template <class T, int K, int S, int D>
-void depthwise_weights(const T* in, int64_t tap_row, const T* out_grad, int64_t grad_step, const Rectangle& area,
-                       T* w_grad) {
+void depthwise_weights(const T* in, int64_t tap_row, const T* out_grad, int64_t grad_step,
+                       const Rectangle& area, T* w_grad) {
   constexpr int registers = FASTNAS_VEC_BYTES == 64 ? 26 : 10;
   constexpr int rows = K * K <= registers ? K : 1;
   for (int ky = 0; ky < K; ky += rows)

@@ -1,9 +1,10 @@
 // The separable stage: a = ReLU(x) or ReLU((x - mean) rstd), a depthwise k x k convolution (or none: every
-// stride-th pixel from `shift`), a 1x1 convolution to the raw output t, and mean and variance of t per channel. One call
-// runs all branches of a group of sources; a source is read once for all of its branches.
+// stride-th pixel from `shift`), a 1x1 convolution to the raw output t, and mean and variance of t per
+// channel. One call runs all branches of a group of sources; a source is read once for all of its branches.
 //
-// Backward takes the gradient of t in the form a (g + b (t - mean) + c), per channel, the normalised mixed sum's, and forms it
-// on the fly; depthwise outputs are computed again. A branch may be a dense convolution instead.
+// Backward takes the gradient of t in the form a (g + b (t - mean) + c), per channel, the normalised mixed
+// sum's, and forms it on the fly; depthwise outputs are computed again. A branch may be a dense convolution
+// instead.
 #pragma once
 
 #include <cstdint>
@@ -17,10 +18,11 @@ namespace fastnas::separable_stage {
 struct Source {
   const void* x;
   int64_t pixel, height, width, channels;
-  const void* norm;   // mean (channels), variance (channels); null: x is taken as it is
-  void* grad;         // backward: of x, added to; normalised: of (x - mean) rstd, written. Dense or `grad_pixel`
+  const void* norm;  // mean (channels), variance (channels); null: x is taken as it is
+  void* grad;  // backward: of x, added to; normalised: of (x - mean) rstd, written. Dense or `grad_pixel`
   int64_t grad_pixel;
-  void* coefficients; // backward, normalised: (3, channels), the gradient of x as a (grad + b (x - mean) + c)
+  void*
+      coefficients;  // backward, normalised: (3, channels), the gradient of x as a (grad + b (x - mean) + c)
 };
 
 struct Branch {
@@ -30,8 +32,8 @@ struct Branch {
   int64_t dilation, stride, shift;
   int64_t height, width, channels;  // of the output
   const void* depthwise;            // (source channels, kernel, kernel)
-  const void* pointwise;            // (channels, source channels); dense: (channels, source channels, kernel, kernel)
-  void* raw;                        // output t (read in backward), pixels raw_pixel apart
+  const void* pointwise;  // (channels, source channels); dense: (channels, source channels, kernel, kernel)
+  void* raw;              // output t (read in backward), pixels raw_pixel apart
   int64_t raw_pixel;
   void* mean;  // (channels), written by forward (null: not wanted), read by backward
   void* variance;

@@ -79,7 +79,9 @@ class Packed {
   T* grad(int64_t offset, int64_t chunk) const {
     return offset < 0 ? nullptr : grads_.data() + chunk * chunk_size_ + offset;
   }
-  int64_t depthwise_size(const Branch& b) const { return b.dense ? 0 : b.kernel * b.kernel * source_whole(b.source); }
+  int64_t depthwise_size(const Branch& b) const {
+    return b.dense ? 0 : b.kernel * b.kernel * source_whole(b.source);
+  }
   // Of a packed pointwise or dense weight: forward (taps, source channels, whole channels), backward
   // (taps, channels, whole source channels).
   int64_t pointwise_size(const Branch& b, bool backward) const {
@@ -132,7 +134,8 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
     rstd.push_back(to);
     if (s.norm != nullptr)
       for (int64_t c = 0; c < s.channels; ++c)
-        to[c] = static_cast<T>(1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps));
+        to[c] = static_cast<T>(
+            1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps));
     to += whole(s.channels);
   }
   std::vector<T*> places;
@@ -226,8 +229,8 @@ class Scratch {
     }
     memory_ = AlignedArray<T>((backward ? 3 : 1) * plane + 3 * tile);
     T* tiles = memory_.data() + (backward ? 3 : 1) * plane;
-    workspace = {memory_.data(), memory_.data() + plane, memory_.data() + 2 * plane, tiles, tiles + tile,
-                 tiles + 2 * tile};
+    workspace = {memory_.data(), memory_.data() + plane, memory_.data() + 2 * plane,
+                 tiles,          tiles + tile,           tiles + 2 * tile};
   }
   Workspace<T> workspace;
 
@@ -253,7 +256,8 @@ void forward(const Params& params) {
     const Branch& b = params.branches[k];
     if (b.mean == nullptr) continue;
     for (int64_t c = 0; c < b.channels; ++c)
-      packed.moments[k].merge(c, b.height * b.width, static_cast<T*>(b.mean) + c, static_cast<T*>(b.variance) + c);
+      packed.moments[k].merge(c, b.height * b.width, static_cast<T*>(b.mean) + c,
+                              static_cast<T*>(b.variance) + c);
   }
 }
 
@@ -278,8 +282,8 @@ void unpack_weights(const Params& params, const Packed<T>& packed, size_t k) {
     }
 }
 
-// BatchNorm's backward as three coefficients a channel: d x = a (d + b (x - mean) + c), where d is the gradient of
-// (x - mean) rstd. Sums over the images in order.
+// BatchNorm's backward as three coefficients a channel: d x = a (d + b (x - mean) + c), where d is the
+// gradient of (x - mean) rstd. Sums over the images in order.
 template <class T>
 void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t source) {
   const Source& s = params.sources[source];
@@ -292,7 +296,8 @@ void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t s
       sum += packed.source_sums(source, image)[c];
       product += packed.source_sums(source, image)[row + c];
     }
-    const double rstd = 1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps);
+    const double rstd =
+        1 / std::sqrt(static_cast<double>(static_cast<const T*>(s.norm)[s.channels + c]) + params.eps);
     const double of_x = params.training ? -rstd * rstd * product / count : 0;
     out[c] = static_cast<T>(rstd);
     out[s.channels + c] = static_cast<T>(of_x);
@@ -314,12 +319,14 @@ void backward(const Params& params) {
         Planes p = planes;
         p.vectors = packed.source_whole(source) / packed.lanes();
         packed.clear_grads(source, chunk);
-        for (int64_t image = chunk * chunk_size; image < std::min(params.images, (chunk + 1) * chunk_size); ++image)
+        for (int64_t image = chunk * chunk_size; image < std::min(params.images, (chunk + 1) * chunk_size);
+             ++image)
           backward_image(params, packed, p, source, image, chunk, scratch.workspace);
       });
   packed.add_chunks(chunks);
-  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1,
-                 [&](int64_t k, int64_t, int64_t) { unpack_weights(params, packed, static_cast<size_t>(k)); });
+  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
+    unpack_weights(params, packed, static_cast<size_t>(k));
+  });
   for (int64_t source = 0; source < sources; ++source)
     if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
 }

@@ -1,8 +1,8 @@
-// 3x3 average- and max-pooling of one state, shared by all edges that read it, with the mean and variance of both. The average
-// counts no padding; a maximum that stands several times is the first, row by row.
+// 3x3 average- and max-pooling of one state, shared by all edges that read it, with the mean and variance of
+// both. The average counts no padding; a maximum that stands several times is the first, row by row.
 //
-// Backward takes the gradients of the edges' targets: each edge's pooled branches get a (g + b (p - mean) + c) (the
-// normalised mixed sum's coefficients) or, not normalised, w g; its skip-connection gets w g.
+// Backward takes the gradients of the edges' targets: each edge's pooled branches get a (g + b (p - mean) +
+// c) (the normalised mixed sum's coefficients) or, not normalised, w g; its skip-connection gets w g.
 #pragma once
 
 #include <cstdint>

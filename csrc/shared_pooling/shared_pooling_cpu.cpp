@@ -1,6 +1,4 @@
 // Shared pooling on the CPU: a task is one image; the arithmetic is in the kernel file.
-#include "shared_pooling/shared_pooling.h"
-
 #include <algorithm>
 #include <limits>
 
@@ -8,6 +6,7 @@
 #include "cpu/element.h"
 #include "cpu/moments.h"
 #include "cpu/parallel.h"
+#include "shared_pooling/shared_pooling.h"
 
 namespace fastnas::shared_pooling {
 
@@ -37,8 +36,7 @@ void store_norms(const Params& p, const BatchMoments<T>& moments, const std::vec
   T* first = static_cast<T*>(norms.front());
   for (int64_t c = 0; c < p.channels; ++c)
     moments.merge(c, p.out_height * p.out_width, first + c, first + p.channels + c);
-  for (size_t k = 1; k < norms.size(); ++k)
-    std::copy_n(first, 2 * p.channels, static_cast<T*>(norms[k]));
+  for (size_t k = 1; k < norms.size(); ++k) std::copy_n(first, 2 * p.channels, static_cast<T*>(norms[k]));
 }
 
 template <class T>

@@ -17,8 +17,8 @@ FASTNAS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return (a > b) | (a != a) ? a : b;  // a NaN stays one
 }
 
-// A row of pooled pixels, `average` and `largest`, as tiles (out_width, whole channels): first the windows' columns,
-// then their sums and maxima. `columns`: two rows of (width + 2) vectors.
+// A row of pooled pixels, `average` and `largest`, as tiles (out_width, whole channels): first the windows'
+// columns, then their sums and maxima. `columns`: two rows of (width + 2) vectors.
 template <class T>
 inline void pool_row(const Params& p, const T* x, int64_t y, T* columns, T* average, T* largest) {
   constexpr int64_t lanes = kLanes<T>;
@@ -57,8 +57,8 @@ inline void pool_row(const Params& p, const T* x, int64_t y, T* columns, T* aver
 
 // `tiles`: two rows of pooled pixels, and two of columns.
 template <class T>
-inline void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& largest,
-                          T* tiles) {
+inline void forward_image(const Params& p, int64_t image, const Moments<T>& average,
+                          const Moments<T>& largest, T* tiles) {
   const int64_t width = whole_vectors<T>(p.channels);
   const T* x = static_cast<const T*>(p.x) + image * p.height * p.width * p.pixel;
   T* most = tiles + p.out_width * width;
@@ -74,7 +74,8 @@ inline void forward_image(const Params& p, int64_t image, const Moments<T>& aver
   }
 }
 
-// out (pixels, lanes) = sum over the edges of a (g + b (p - mean) + c), or w g. `branch_of` gives an edge's pooled branch.
+// out (pixels, lanes) = sum over the edges of a (g + b (p - mean) + c), or w g. `branch_of` gives an edge's
+// pooled branch.
 template <class T, class Count, class BranchOf>
 FASTNAS_INLINE void pooled_gradient(const Params& p, const T* pooled, int64_t pixel, int64_t first, int64_t c,
                                     Count count, T* out, const BranchOf& branch_of) {
@@ -155,7 +156,8 @@ inline void backward_image(const Params& p, int64_t image, T* tiles) {
       const T* grad = static_cast<const T*>(e.grad) + first * e.grad_pixel + c;
       for (int64_t i = 0; i < pixels; ++i) {
         T* to = x_grad + i * p.x_grad_pixel + c;
-        store_channels(to, load_channels(to, count) + load_channels(grad + i * e.grad_pixel, count) * weight, count);
+        store_channels(to, load_channels(to, count) + load_channels(grad + i * e.grad_pixel, count) * weight,
+                       count);
       }
     }
   });

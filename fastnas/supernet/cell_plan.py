@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from fastnas.ops.separable_stage import DENSE, Branch
-from fastnas.spaces import Cell, Edge
+from fastnas.spaces import Cell
 from fastnas.supernet.arena import Arena
 from fastnas.supernet.primitives import BatchNorm, FactorizedReduce
 from fastnas.supernet.reference import MixedCell
@@ -236,7 +236,9 @@ class CellPlan:
         assert isinstance(pointwise, nn.Conv2d)
         kernel, dilation = depthwise.kernel_size[0], depthwise.dilation[0]
         offsets = self._at(depthwise.weight), self._at(pointwise.weight)
-        return Branch(source, kernel, dilation, stride, 0, *offsets, len(pointwise.weight), out, 0, norm, grad)
+        return Branch(
+            source, kernel, dilation, stride, 0, *offsets, len(pointwise.weight), out, 0, norm, grad
+        )
 
     def _convolution(self, convolution: nn.Module, stride: int, out: int, norm: int, grad: int) -> Branch:
         assert isinstance(convolution, nn.Conv2d)

@@ -16,9 +16,8 @@ from fastnas.supernet.fused_cell import fused_cell
 from fastnas.supernet.primitives import MOMENTUM
 from fastnas.supernet.reference import MixedCell, Supernet
 
-
-# Bytes that the calls for a group of edges touch in turn, at most: they stay in the last cache. Per edge these are the state
-# and its gradient, the target's gradient, four raw outputs, two middles and their gradients.
+# Bytes that the calls for a group of edges touch in turn, at most: they stay in the last cache. Per edge these are
+# the state and its gradient, the target's gradient, four raw outputs, two middles and their gradients.
 WORKING_SET = 16 << 20
 EDGE_TENSORS = 11
 
@@ -97,7 +96,9 @@ class FusedCell:
                 "take a larger batch or larger images"
             )
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
-        out = fused_cell(self._plan_for(inputs[0]), inputs, mixing, self.weights, statistics, training, self.net.recompute)
+        out = fused_cell(
+            self._plan_for(inputs[0]), inputs, mixing, self.weights, statistics, training, self.net.recompute
+        )
         if training and self.net.statistics_move and len(out):
             self._move_statistics(statistics, inputs, out)
         return out

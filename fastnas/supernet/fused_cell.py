@@ -67,7 +67,9 @@ class _FusedCell(torch.autograd.Function):
         ctx.plan, ctx.training, ctx.mixing_shape = plan, training, mixing.shape
         kept = [] if recompute else run.kept()
         ctx.counts = [len(group) for group in kept]
-        ctx.save_for_backward(statistics, run.mixing, weights, out, *inputs, *(t for group in kept for t in group))
+        ctx.save_for_backward(
+            statistics, run.mixing, weights, out, *inputs, *(t for group in kept for t in group)
+        )
         return out
 
     @staticmethod
@@ -333,7 +335,9 @@ class CellPass:
             self.grads[group.state],
         )
 
-    def _sum_backward(self, grad: Tensor, tensors: list[Tensor], norms: list[int], indices: list[int]) -> None:
+    def _sum_backward(
+        self, grad: Tensor, tensors: list[Tensor], norms: list[int], indices: list[int]
+    ) -> None:
         OPS.normalised_mixed_sum_backward(
             grad, tensors, norms, self.mixing, indices, self.statistics, EPS, self.training,
             self.coefficients, self.mixing_grad,
@@ -358,7 +362,7 @@ class CellPass:
         return input_grads
 
     def _bias_gradients(self, weights_grad: Tensor) -> None:
-        """A convolution's bias: without effect where the batch's mean is taken away behind it, else a sum of gradients."""
+        """Those of convolutions' biases: zero where the batch's mean is taken away behind, else a sum of gradients."""
         channels = self.plan.spec.channels
         for norm, offset in self.plan.biases.items():
             grad = weights_grad[offset : offset + channels]

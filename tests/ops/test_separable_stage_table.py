@@ -76,7 +76,9 @@ class Call:
         self.statistics = torch.full((NORMS, 2, CHANNELS), torch.nan, dtype=self.dtype)
         self.statistics[2] = batch_statistics(self.sources[1])
         if not self.training:
-            self.statistics = torch.where(self.statistics.isnan(), random(NORMS, 2, CHANNELS), self.statistics)
+            self.statistics = torch.where(
+                self.statistics.isnan(), random(NORMS, 2, CHANNELS), self.statistics
+            )
             self.statistics[2, 1] += 1
         self.coefficients = random(NORMS, 3, CHANNELS)
         self.grads = [in_slice(random.images(count, CHANNELS, *s)) for s in (size, halved, size)]

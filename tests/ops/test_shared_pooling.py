@@ -210,7 +210,17 @@ class Edges:
     def arguments(self, x_grad):
         given = [[out] if wanted else [] for out, wanted in zip(self.pooled, self.wanted, strict=True)]
         table = [number for row in self.rows for number in row]
-        return self.x, self.stride, *given, self.grads, table, self.statistics, self.coefficients, self.weights, x_grad
+        return (
+            self.x,
+            self.stride,
+            *given,
+            self.grads,
+            table,
+            self.statistics,
+            self.coefficients,
+            self.weights,
+            x_grad,
+        )
 
     def expected(self, dtype):
         """The gradient in plain PyTorch."""
@@ -364,5 +374,14 @@ def test_a_skip_connection_has_stride_one():
     pooled = X[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="a skip-connection has stride 1"):
         OPS.shared_pooling_backward(
-            X, 2, [], [], [pooled], [NONE] * 4 + [0], torch.ones(0, 2, 3), torch.ones(0, 3, 3), torch.ones(1), torch.zeros_like(X)
+            X,
+            2,
+            [],
+            [],
+            [pooled],
+            [NONE] * 4 + [0],
+            torch.ones(0, 2, 3),
+            torch.ones(0, 3, 3),
+            torch.ones(1),
+            torch.zeros_like(X),
         )
