@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnas.ops.separable_stage import Branch
+from fastnas.ops.separable_stage import DENSE, Branch
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,25 @@ def branches(table: Sequence[int]) -> list[Branch]:
 
 
 def convolution_flops(branch: Branch, source: Tensor) -> tuple[int, int]:
-    """One pass of a branch's depthwise convolution over ``source``, and one of its 1x1 convolution."""
+    """One pass of a branch's depthwise convolution over ``source``, and one of its 1x1 (or dense) convolution."""
     count, channels, *sides = source.shape
     height, width = (-(-side // branch.stride) for side in sides)
     positions = count * height * width
+    if is_dense(branch):
+        return 0, 2 * branch.kernel**2 * channels * branch.channels * positions
     depthwise = 2 * branch.kernel**2 * channels * positions
     return depthwise, 2 * channels * branch.channels * positions
 
 
+def is_dense(branch: Branch) -> bool:
+    """Whether one dense convolution stands in place of a depthwise and a 1x1."""
+    return branch.kernel > 0 and branch.depthwise == DENSE
+
+
 def weight_numbers(branch: Branch, source: Tensor) -> int:
     """Weights of a branch."""
+    if is_dense(branch):
+        return source.shape[1] * branch.kernel**2 * branch.channels
     return source.shape[1] * (branch.kernel**2 + branch.channels)
 
 
@@ -90,7 +99,8 @@ def separable_stage_backward(
 
 def normalised_mixed_sum(_: None, terms: Sequence[Tensor], *rest: Any) -> Work:
     """A product and a sum for each branch and number."""
-    return Work(1, 2 * len(terms) * rest[-1].numel(), size(*terms, rest[-1]))
+    _, _, _, _, _, out, *add = rest
+    return Work(1, 2 * len(terms) * out.numel(), size(*terms, out) + any(add) * size(out))
 
 
 def normalised_mixed_sum_backward(_: None, grad: Tensor, terms: Sequence[Tensor], *rest: Any) -> Work:
@@ -111,17 +121,18 @@ def shared_pooling_backward(
     maximum: Sequence[Tensor],
     grads: Sequence[Tensor],
     table: Sequence[int],
+    statistics: Tensor,
     coefficients: Tensor,
     weights: Tensor,
     x_grad: Tensor,
 ) -> Work:
-    """One multiply-add an edge and kind, b p + c where a kind is normalised, then the taps."""
+    """One multiply-add an edge and kind, another for b (p - mean) where it is normalised, then the taps."""
     rows = [table[i : i + 5] for i in range(0, len(table), 5)]
     flops, read = 0, [x, *average, *maximum]
     for pooled, norm, weight in ((average, 0, 1), (maximum, 2, 3)):
         if pooled:
             users = sum(row[norm] >= 0 or row[weight] >= 0 for row in rows)
-            normalised = any(row[norm] >= 0 for row in rows)
+            normalised = sum(row[norm] >= 0 for row in rows)
             flops += (2 * users + 2 * normalised + 9) * pooled[0].numel()
     for row, grad in zip(rows, grads, strict=True):
         flops += 2 * grad.numel() * (row[4] >= 0)

@@ -88,11 +88,20 @@ def test_a_pooling_by_hand():
     with CountWork() as count:
         average, maximum = OPS.shared_pooling(x, 1, True, True, [0], [1], statistics)
         OPS.shared_pooling_backward(
-            x, 1, [average], [maximum], grads, table, torch.rand(2, 3, 4), weights, torch.zeros_like(x)
+            x,
+            1,
+            [average],
+            [maximum],
+            grads,
+            table,
+            torch.ones(5, 2, 4),
+            torch.rand(5, 3, 4),
+            weights,
+            torch.zeros_like(x),
         )
     assert count.work["shared_pooling"] == Work(1, 2 * 9 * 36, 4 * 3 * 36)
-    # Each pooling: a g of two edges, b p, nine taps; the skip-connection: w g. Read: x, two poolings, two gradients.
-    assert count.work["shared_pooling_backward"] == Work(1, (2 * (4 + 2 + 9) + 2) * 36, 4 * (5 + 2) * 36)
+    # Each pooling: a (g + b (p - mean)) of two edges, nine taps; the skip-connection: w g. Read: x, two poolings, two gradients.
+    assert count.work["shared_pooling_backward"] == Work(1, (2 * (4 + 4 + 9) + 2) * 36, 4 * (5 + 2) * 36)
 
 
 def test_a_sum_without_normalisation_by_hand():
