@@ -252,13 +252,13 @@ void forward(const Params& params) {
         forward_image(params, packed, p, source, task % params.images, scratch.workspace);
       });
   if (!params.training) return;
-  for (size_t k = 0; k < params.branches.size(); ++k) {
+  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
-    if (b.mean == nullptr) continue;
+    if (b.mean == nullptr) return;
     for (int64_t c = 0; c < b.channels; ++c)
       packed.moments[k].merge(c, b.height * b.width, static_cast<T*>(b.mean) + c,
                               static_cast<T*>(b.variance) + c);
-  }
+  });
 }
 
 // The weights' gradients of one branch out of whole vectors, after the chunks were summed into the first.
@@ -327,8 +327,9 @@ void backward(const Params& params) {
   for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
     unpack_weights(params, packed, static_cast<size_t>(k));
   });
-  for (int64_t source = 0; source < sources; ++source)
+  for_each_chunk(sources, 1, [&](int64_t source, int64_t, int64_t) {
     if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
+  });
 }
 
 }  // namespace
