@@ -100,7 +100,8 @@ def test_a_pooling_by_hand():
             torch.zeros_like(x),
         )
     assert count.work["shared_pooling"] == Work(1, 2 * 9 * 36, 4 * 3 * 36)
-    # Each pooling: a (g + b (p - mean)) of two edges, nine taps; the skip-connection: w g. Read: x, two poolings, two gradients.
+    # Each pooling: a (g + b (p - mean)) of two edges, nine taps; the skip-connection: w g.
+    # Read: x, two poolings, two gradients.
     assert count.work["shared_pooling_backward"] == Work(1, (2 * (4 + 4 + 9) + 2) * 36, 4 * (5 + 2) * 36)
 
 
