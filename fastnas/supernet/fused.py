@@ -80,16 +80,16 @@ class FusedCell:
             )
         return self.plans[edges_at_once]
 
-    def _plan_for(self, x: Tensor) -> CellPlan:
-        """The plan whose groups of edges work within the CPU's caches on an input like ``x``."""
-        stride = self.plan.preprocessing[0].stride * self.plan.stride
-        node = self.spec.channels * x[:, 0, ::stride, ::stride].numel() * x.element_size()
+    def _plan_for(self, pixels: int) -> CellPlan:
+        """The plan whose groups of edges work within the CPU's caches where a node has so many pixels."""
+        node = self.spec.channels * pixels * self.weights.element_size()
         return self._plan(min(max(WORKING_SET // max(EDGE_TENSORS * node, 1), 1), len(self.spec.edges)))
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
         stride = self.plan.preprocessing[0].stride * self.plan.stride
-        if training and inputs[0][:, 0, ::stride, ::stride].numel() == 1:
+        pixels = inputs[0][:, 0, ::stride, ::stride].numel()  # of a node, over the batch
+        if training and pixels == 1:
             raise FastnasError(
                 f"batch normalisation needs more than 1 value per channel in training, got one image of "
                 f"{inputs[0].shape[2]}x{inputs[0].shape[3]} before {self.plan.spec.kind} cells; "
@@ -97,7 +97,7 @@ class FusedCell:
             )
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(
-            self._plan_for(inputs[0]), inputs, mixing, self.weights, statistics, training, self.net.recompute
+            self._plan_for(pixels), inputs, mixing, self.weights, statistics, training, self.net.recompute
         )
         if training and self.net.statistics_move and len(out):
             self._move_statistics(statistics, inputs, out)

@@ -299,15 +299,14 @@ class CellPass:
         x, x_grad = self.states[group.state], self.grads[group.state]
         targets = [self.grads[target] for target in group.targets]
         first, second = self.first[index], self.second[index]
-        middle: list[Tensor] = []
+        middle_grads: list[Tensor] = []
         shared = (self.weights, self.statistics, self.coefficients)
         if group.second:
             middle = OPS.separable_stage(
                 [x], [NONE], self.weights, self.statistics, group.middle_table, EPS, False
             )
             first.update(zip(group.middle, middle, strict=True))
-        middle_grads = [torch.empty_like(t) for t in middle]
-        if group.second:
+            middle_grads = [torch.empty_like(t) for t in middle]
             OPS.separable_stage_backward(
                 targets, second, middle, group.middle_norms, *shared, group.second_table, EPS, self.training,
                 self.weights_grad, middle_grads,
