@@ -1,15 +1,14 @@
 """``python -m bench.breakdown``: where the time of one forward + backward of the fused supernet goes.
 
-Seconds are torch.profiler's, of the timed rounds together: of each native op (``fastnas::``) with all that it
-calls; of torch's ops (``aten::``) inside the cells, which are buffers and copies, and outside of them, which are stem,
-head, loss, softmax, the running statistics, and cells that are not fused. What is left of the wall time is Python
-and autograd.
+Seconds, calls, flops and bytes of a native op are those that it keeps itself (``bench.native_work``). The time of the
+op ``cell`` beside them is what its buffers and calls take. torch's ops (``aten::``) outside of it are torch.profiler's:
+stem, head, loss, softmax, the running statistics, and cells that are not fused. What is left of the wall time is
+Python and autograd.
 
-Flops and bytes are counted from each call's arguments, as ``bench.op_costs`` says: 2 flops a multiply-add, each
-tensor read or written once. Peaks are measured on this machine before and after, and the better is taken: of flops
-``torch.mm`` of two float32 matrices of 2048 x 2048 ("sgemm", what a tuned library reaches, not what the circuits
-could do), of bytes ``copy_`` of 256 MiB (read and written: 512 MiB; the memory's, so an op whose tensors lie in the
-caches can be above it).
+2 flops are a multiply-add; each tensor counts as read or written once. Peaks are measured on this machine before and
+after, and the better is taken: of flops ``torch.mm`` of two float32 matrices of 2048 x 2048 ("sgemm", what a tuned
+library reaches, not what the circuits could do), of bytes ``copy_`` of 256 MiB (read and written: 512 MiB; the
+memory's, so an op whose tensors lie in the caches can be above it).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.contenders import Contest, fastnas_function, fastnas_model, full_float32, vanilla_model
 from bench.measure import Function, alternate, environment, spread
-from bench.op_costs import CountWork, Work
+from bench.native_work import Work, native_work
 from fastnas._command import clear_errors
 from fastnas.errors import FastnasError
 from fastnas.spaces import make_space
@@ -37,8 +36,8 @@ from fastnas.spaces import make_space
 DESCRIPTION = """Where the time of one forward + backward of the fused supernet goes, op by op: seconds, share, GFLOP/s
 and GB/s against the peaks that this machine reaches."""
 
-IN_CELLS = "torch: buffers and copies in the cells"
-OUTSIDE = "torch: outside of the fused cells"
+IN_CELLS = "cells: buffers and calls"
+OUTSIDE = "torch: outside of the cells"
 REST = "Python and autograd"
 
 
@@ -113,24 +112,31 @@ def measure_peaks(side: int = 2048, mebibytes: int = 256, rounds: int = 5) -> Pe
 # ---------------------------------------------------------------------------- the times
 
 
-def profiled(function: Function) -> tuple[float, dict[str, float]]:
-    """The wall time of one call in seconds, and what of it each native op and torch took."""
+@dataclass(frozen=True)
+class Profile:
+    """One call: its wall time in seconds, what each native op did, and the seconds spent beside them."""
+
+    wall: float
+    work: Mapping[str, Work]
+    beside: Mapping[str, float]
+
+
+def profiled(function: Function) -> Profile:
+    """Runs it once under torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()
-        function()
+        work = native_work(function)
         wall = time.perf_counter() - start
-    seconds = {IN_CELLS: 0.0, OUTSIDE: 0.0}
+    native, outside = 0.0, 0.0
     for event in profiler.events() or []:
-        above = ancestors(event)
-        if any(name.startswith("fastnas::") for name in above):
-            continue  # counted with the native op
+        if any(name.startswith("fastnas::") for name in ancestors(event)):
+            continue  # part of it
         if event.name.startswith("fastnas::"):
-            name = event.name.removeprefix("fastnas::")
-            seconds[name] = seconds.get(name, 0.0) + event.cpu_time_total / 1e6
+            native += event.cpu_time_total / 1e6
         elif event.name.startswith("aten::"):
-            kind = IN_CELLS if any("_FusedCell" in name for name in above) else OUTSIDE
-            seconds[kind] += event.self_cpu_time_total / 1e6
-    return wall, seconds
+            outside += event.self_cpu_time_total / 1e6
+    in_kernels = sum(part.seconds for part in work.values())
+    return Profile(wall, work, {IN_CELLS: native - in_kernels, OUTSIDE: outside})
 
 
 def ancestors(event: Any) -> list[str]:
@@ -141,40 +147,28 @@ def ancestors(event: Any) -> list[str]:
     return names
 
 
-def rows_of(
-    walls: list[float],
-    parts: Sequence[Mapping[str, float]],
-    work: Mapping[str, Work],
-    calls: Mapping[str, int],
-    peaks: Peaks,
-) -> list[dict[str, Any]]:
-    """A row per native op, longest first, then torch and the rest; seconds are means of a call.
+def rows_of(profiles: Sequence[Profile], peaks: Peaks) -> list[dict[str, Any]]:
+    """A row per native op, longest first, then the rest; seconds are means of a call.
 
     Returns:
         ``name``, ``calls``, ``seconds``, ``share`` of the wall time, and for native ops ``gflops``, ``gbytes`` (a
         second), ``flops_share`` and ``bytes_share`` of the peaks; None where it is not counted.
     """
-    wall = sum(walls) / len(walls)
-    seconds: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            seconds[name] = seconds.get(name, 0.0) + value / len(parts)
-    others = {name: seconds.pop(name) for name in (IN_CELLS, OUTSIDE)}
-    others[REST] = wall - sum(seconds.values()) - sum(others.values())
-    rows = []
-    for name, value in sorted(seconds.items(), key=lambda item: -item[1]) + list(others.items()):
-        row: dict[str, Any] = {
-            "name": name,
-            "calls": calls.get(name),
-            "seconds": value,
-            "share": value / wall,
-        }
-        row |= dict.fromkeys(("gflops", "gbytes", "flops_share", "bytes_share"))
-        if name in work and value > 0:
-            flops, moved = work[name].flops / value, work[name].bytes / value
-            row |= {"gflops": flops / 1e9, "gbytes": moved / 1e9}
-            row |= {"flops_share": flops / peaks.flops, "bytes_share": moved / peaks.bytes}
-        rows.append(row)
+    count = len(profiles)
+    wall = sum(p.wall for p in profiles) / count
+    rows: list[dict[str, Any]] = []
+    for name, once in profiles[0].work.items():
+        seconds = sum(p.work[name].seconds for p in profiles) / count
+        flops, moved = once.flops / seconds, once.bytes / seconds
+        rates = {"gflops": flops / 1e9, "gbytes": moved / 1e9}
+        rates |= {"flops_share": flops / peaks.flops, "bytes_share": moved / peaks.bytes}
+        rows.append({"name": name, "calls": once.calls, "seconds": seconds, "share": seconds / wall} | rates)
+    rows.sort(key=lambda row: -row["seconds"])
+    others = {name: sum(p.beside[name] for p in profiles) / count for name in (IN_CELLS, OUTSIDE)}
+    others[REST] = wall - sum(row["seconds"] for row in rows) - sum(others.values())
+    blank = dict.fromkeys(("gflops", "gbytes", "flops_share", "bytes_share"))
+    for name, seconds in others.items():
+        rows.append({"name": name, "calls": None, "seconds": seconds, "share": seconds / wall} | blank)
     return rows
 
 
@@ -195,24 +189,20 @@ def measure(config: BreakdownConfig) -> dict[str, Any]:
     full_float32()
     before = measure_peaks()
     function = fastnas_function(contest, fastnas_model(contest, "fused", vanilla_model(contest)))
-    with CountWork() as count:
-        function()
     for _ in range(config.warmup):
         profiled(function)
     plain: list[float] = []
-    walls, parts = [], []
+    profiles = []
     for _ in range(config.rounds):
         plain += alternate({"plain": function}, 1, 0)["plain"]
-        wall, seconds = profiled(function)
-        walls.append(wall)
-        parts.append(seconds)
+        profiles.append(profiled(function))
     after = measure_peaks()
     peaks = Peaks(max(before.flops, after.flops), max(before.bytes, after.bytes))
     return {
-        "rows": rows_of(walls, parts, count.work, count.calls, peaks),
+        "rows": rows_of(profiles, peaks),
         "wall_s": spread(plain),
-        "profiled_s": sum(walls) / len(walls),
-        "work": {name: dataclasses.asdict(work) for name, work in count.work.items()},
+        "profiled_s": sum(p.wall for p in profiles) / len(profiles),
+        "work": {name: dataclasses.asdict(work) for name, work in profiles[0].work.items()},
         "peaks": dataclasses.asdict(peaks),
         "configuration": vars(config) | {"layers": contest.depth, "out": None},
         "environment": environment(),

@@ -8,6 +8,7 @@
 #include "build_info.h"  // written by setup.py
 #include "cpu/allocator.h"
 #include "cpu/capability.h"
+#include "work.h"
 
 namespace py = pybind11;
 using fastnas::cpu::kCapabilityNames;
@@ -44,6 +45,16 @@ PYBIND11_MODULE(fastnas_C, m) {
         return names;
       },
       "The levels that this CPU can run, lowest first.");
+
+  m.def(
+      "records",
+      [] {
+        py::dict ops;
+        for (const auto& [name, r] : fastnas::records())
+          ops[name.c_str()] = py::make_tuple(r.calls, r.seconds, r.flops, r.bytes);
+        return ops;
+      },
+      "What each native op has done in this process: calls, seconds, floating-point operations and bytes.");
 
   m.def("keep_freed_memory", &fastnas::cpu::keep_freed_memory,
         "Keeps freed memory in the process, unless FASTNAS_KEEP_MEMORY=0.");

@@ -42,6 +42,19 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
       "shared_pooling_backward(Tensor x, int stride, Tensor[] average, Tensor[] maximum, Tensor[] grads, "
       "int[] table, Tensor statistics, Tensor coefficients, Tensor weights, Tensor(a!) x_grad) -> ()");
 
+  // A whole cell: its output, and what backward needs beside it if that is to be kept. Writes `statistics` in
+  // training.
+  m.def(
+      "cell(Tensor plan, Tensor[] inputs, Tensor mixing, Tensor weights, Tensor(a!) statistics, float eps, "
+      "bool training, bool keep) -> (Tensor, Tensor[])");
+  // Gradients of mixing, weights (empty if not wanted) and inputs; `grad` is written over. Nothing kept: it
+  // is computed again.
+  m.def(
+      "cell_backward(Tensor plan, Tensor(a!) grad, Tensor out, Tensor[] kept, Tensor[] inputs, Tensor "
+      "mixing, "
+      "Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted) -> (Tensor, Tensor, "
+      "Tensor[])");
+
   // |vector|, () of float64
   m.def("vector_norm(Tensor vector) -> Tensor");
   // w <- saved + sign eps u, eps = radius / |u|

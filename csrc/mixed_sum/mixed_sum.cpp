@@ -7,6 +7,7 @@
 #include "cuda/runtime.h"
 #include "layout.h"
 #include "stable.h"
+#include "work.h"
 
 namespace fastnas::mixed_sum {
 namespace {
@@ -56,6 +57,11 @@ std::vector<const void*> data_of(const std::vector<Tensor>& tensors) {
   return pointers;
 }
 
+// A product and a sum for each number of `summed` branches, a product alone for each of `scaled`.
+Work work(int64_t tensors, int64_t summed, int64_t numbers, Dtype dtype, int64_t scaled = 0) {
+  return {(2 * summed + scaled) * numbers, tensors * numbers * size_of(dtype)};
+}
+
 Tensor forward(const Tensor& weights, const std::vector<Tensor>& given) {
   FASTNAS_CHECK(!given.empty(), kOp, "at least one branch is needed, got none");
   check_weights_shape(weights, static_cast<int64_t>(given.size()));
@@ -73,6 +79,8 @@ Tensor forward(const Tensor& weights, const std::vector<Tensor>& given) {
                              out.numel(),
                              kernel_dtype(out),
                              kernel_dtype(weights)};
+  const Counted counted("mixed_sum",
+                        work(params.branch_count + 1, params.branch_count, params.n, params.dtype));
   if (out.is_cpu()) {
     forward_cpu(params);
   } else {
@@ -130,6 +138,9 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& given_grad, const
                               grad.numel(),
                               kernel_dtype(grad),
                               kernel_dtype(weights)};
+  const int64_t read = want_weights ? params.branch_count : 0, written = static_cast<int64_t>(wanted.size());
+  const Counted counted("mixed_sum_backward",
+                        work(1 + read + written, read, params.n, params.dtype, written));
   if (grad.is_cpu()) {
     backward_cpu(params);
   } else {

@@ -36,4 +36,8 @@ struct Params {
 void forward_cpu(const Params& params);
 void backward_cpu(const Params& params);
 
+// Counts the work (work.h) and runs the device's kernels.
+void run_forward(const Params& params);
+void run_backward(const Params& params);
+
 }  // namespace fastnas::normalised_mixed_sum

@@ -2,56 +2,18 @@
 #include "separable_stage/separable_stage.h"
 
 #include <algorithm>
+#include <set>
+#include <utility>
 
 #include "images.h"
+#include "separable_stage/table.h"
 #include "stable.h"
+#include "work.h"
 
 namespace fastnas::separable_stage {
 namespace {
 
 constexpr const char* kOp = "separable_stage: ";
-
-// A row of the branch table, as fastnas.ops.separable_stage.Branch writes it.
-struct Row {
-  int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm,
-      grad;
-};
-constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
-constexpr int64_t kDense = -1;  // in place of the depthwise weights' offset
-
-std::vector<Row> read_table(const std::vector<int64_t>& table) {
-  FASTNAS_CHECK(!table.empty() && table.size() % kColumns == 0, kOp, "the table must hold ", kColumns,
-                " numbers a branch, got ", table.size());
-  std::vector<Row> rows;
-  for (size_t i = 0; i < table.size(); i += kColumns)
-    rows.push_back({table[i], table[i + 1], table[i + 2], table[i + 3], table[i + 4], table[i + 5],
-                    table[i + 6], table[i + 7], table[i + 8], table[i + 9], table[i + 10], table[i + 11]});
-  return rows;
-}
-
-void check_row(const Row& r, const std::vector<Tensor>& sources, const Tensor& weights, int64_t norms) {
-  FASTNAS_CHECK(r.source >= 0 && r.source < static_cast<int64_t>(sources.size()), kOp, "branch of source ",
-                r.source, " among ", sources.size());
-  FASTNAS_CHECK(r.kernel == 0 || r.kernel == 3 || r.kernel == 5 || r.kernel == 7, kOp,
-                "kernel must be 3, 5, 7, or 0 for none, got ", r.kernel);
-  FASTNAS_CHECK((r.dilation == 1 || r.dilation == 2) && (r.stride == 1 || r.stride == 2) && r.channels >= 1,
-                kOp, "dilation and stride must be 1 or 2 and channels positive, got ", r.dilation, ", ",
-                r.stride, " and ", r.channels);
-  FASTNAS_CHECK(r.shift >= 0 && r.shift < r.stride && (r.shift == 0 || r.kernel == 0), kOp,
-                "shift must be less than the stride, and 0 with a depthwise kernel, got ", r.shift);
-  const bool dense = r.kernel > 0 && r.depthwise == kDense;
-  FASTNAS_CHECK(!dense || (r.stride == 1 && r.dilation == 1), kOp,
-                "a dense convolution has stride and dilation 1, got ", r.stride, " and ", r.dilation);
-  const int64_t inputs = sources[r.source].size(1), taps = r.kernel * r.kernel;
-  FASTNAS_CHECK(inputs >= 1, kOp, "sources must have channels, source ", r.source, " has none");
-  const int64_t depthwise_end = r.kernel == 0 || dense ? 0 : r.depthwise + inputs * taps;
-  const int64_t pointwise_end = r.pointwise + inputs * r.channels * (dense ? taps : 1);
-  FASTNAS_CHECK((r.kernel == 0 || dense || r.depthwise >= 0) && depthwise_end <= weights.numel() &&
-                    r.pointwise >= 0 && pointwise_end <= weights.numel(),
-                kOp, "a branch's weights lie outside of the ", weights.numel(), " given");
-  FASTNAS_CHECK(r.out >= 0 && r.out_channel >= 0, kOp, "out and its channel must not be negative");
-  FASTNAS_CHECK(r.norm >= -1 && r.norm < norms, kOp, "norm ", r.norm, " among ", norms);
-}
 
 // What forward and backward share. Outputs, statistics and gradients are filled in by them.
 Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
@@ -85,17 +47,12 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   }
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
   for (const Row& r : rows) {
-    check_row(r, sources, weights, norms);
+    const bool known = r.source >= 0 && r.source < static_cast<int64_t>(sources.size());
+    check_row(r, static_cast<int64_t>(sources.size()), known ? sources[r.source].size(1) : 0, weights.numel(),
+              norms);
     FASTNAS_CHECK(r.norm < 0 || r.out_channel + r.channels <= channels, kOp, "a norm has ", channels,
                   " channels, an output more");
-    Branch b{};
-    b.source = r.source, b.kernel = r.kernel, b.dilation = r.dilation, b.stride = r.stride, b.shift = r.shift;
-    b.height = (first.height + r.stride - 1) / r.stride, b.width = (first.width + r.stride - 1) / r.stride;
-    b.channels = r.channels;
-    b.dense = r.kernel > 0 && r.depthwise == kDense;
-    b.depthwise = r.kernel == 0 || b.dense ? nullptr : weight_data + r.depthwise * element;
-    b.pointwise = weight_data + r.pointwise * element;
-    params.branches.push_back(b);
+    params.branches.push_back(branch_of(r, first.height, first.width, weight_data, element));
     read[r.source] = true;
   }
   for (size_t s = 0; s < read.size(); ++s)
@@ -103,7 +60,6 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   return params;
 }
 
-// Whether there is a pixel to work on.
 bool has_pixels(const Params& params) {
   return params.images > 0 && params.sources.front().height > 0 && params.sources.front().width > 0;
 }
@@ -149,7 +105,7 @@ std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vecto
       b.variance = norm_data + ((r.norm * 2 + 1) * channels + r.out_channel) * element;
     }
   }
-  if (has_pixels(params)) forward_cpu(params);
+  run_forward(params);
   return outs;
 }
 
@@ -198,20 +154,71 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * element;
     b.coefficient_row = channels;
     b.mean = static_cast<char*>(statistics.data_ptr()) + (r.norm * 2 * channels + r.out_channel) * element;
-    if (weights_grad_data != nullptr) {
-      if (b.depthwise != nullptr) b.depthwise_grad = weights_grad_data + r.depthwise * element;
-      b.pointwise_grad = weights_grad_data + r.pointwise * element;
-    }
+    if (weights_grad_data != nullptr) want_weights_grad(r, weights_grad_data, element, b);
   }
-  if (has_pixels(params)) {
-    backward_cpu(params);
-  } else if (!weights_grad.empty()) {
+  run_backward(params);
+  if (!has_pixels(params) && !weights_grad.empty()) {
     Tensor zeros = weights_grad.front();
     torch::stable::zero_(zeros);
   }
 }
 
+// Multiply-adds of one pass of a branch's depthwise convolution, and of its 1x1 or dense one.
+std::pair<int64_t, int64_t> products(const Params& params, const Branch& b) {
+  const int64_t inputs = params.sources[b.source].channels, taps = b.kernel * b.kernel;
+  const int64_t positions = params.images * b.height * b.width;
+  if (b.dense) return {0, positions * taps * inputs * b.channels};
+  return {positions * taps * inputs, positions * inputs * b.channels};
+}
+
+int64_t weight_numbers(const Params& params, const Branch& b) {
+  const int64_t inputs = params.sources[b.source].channels, taps = b.kernel * b.kernel;
+  return inputs * (b.dense ? taps * b.channels : taps + b.channels);
+}
+
+// Both convolutions of every branch, once.
+Work forward_work(const Params& params) {
+  int64_t multiply_adds = 0, elements = 0;
+  for (const Source& s : params.sources) elements += params.images * s.height * s.width * s.channels;
+  for (const Branch& b : params.branches) {
+    const auto [depthwise, pointwise] = products(params, b);
+    multiply_adds += depthwise + pointwise;
+    elements += params.images * b.height * b.width * b.channels + weight_numbers(params, b);
+  }
+  return {2 * multiply_adds, elements * size_of(params.dtype)};
+}
+
+// Each convolution's gradient of its input; with weights' gradients those, and depthwise outputs again.
+Work backward_work(const Params& params) {
+  int64_t multiply_adds = 0, elements = 0;
+  for (const Source& s : params.sources)  // read; its gradient is written or added to
+    elements += params.images * s.height * s.width * s.channels * (s.norm == nullptr ? 3 : 2);
+  std::set<const void*> grads;
+  for (const Branch& b : params.branches) {
+    const auto [depthwise, pointwise] = products(params, b);
+    const bool weights = b.pointwise_grad != nullptr;
+    const int64_t outputs = params.images * b.height * b.width * b.channels;
+    multiply_adds += weights ? 3 * depthwise + 2 * pointwise : depthwise + pointwise;
+    elements += (grads.insert(b.grad).second ? 2 : 1) * outputs;
+    elements += (weights ? 2 : 1) * weight_numbers(params, b);
+  }
+  return {2 * multiply_adds, elements * size_of(params.dtype)};
+}
+
 }  // namespace
+
+void run_forward(const Params& params) {
+  if (!has_pixels(params)) return;
+  const Counted counted("separable_stage", forward_work(params));
+  forward_cpu(params);
+}
+
+void run_backward(const Params& params) {
+  if (!has_pixels(params)) return;
+  const Counted counted("separable_stage_backward", backward_work(params));
+  backward_cpu(params);
+}
+
 }  // namespace fastnas::separable_stage
 
 STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {

@@ -3,6 +3,7 @@
 
 #include "images.h"
 #include "stable.h"
+#include "work.h"
 
 namespace fastnas::shared_pooling {
 namespace {
@@ -49,7 +50,7 @@ std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool 
       pooled.push_back(new_images(x, p.images, p.channels, p.out_height, p.out_width));
       *data = pooled.back().data_ptr();
     }
-  if (x.numel() > 0) forward_cpu(p);
+  run_forward(p);
   return pooled;
 }
 
@@ -100,10 +101,55 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
     p.edges.push_back(
         {grad.data, grad.pixel, branch(row[0], row[1]), branch(row[2], row[3]), weight(row[4])});
   }
-  if (x.numel() > 0) backward_cpu(p);
+  run_backward(p);
+}
+
+bool has_pixels(const Params& p) { return p.images * p.height * p.width > 0; }
+
+int64_t pooled_elements(const Params& p) { return p.images * p.out_height * p.out_width * p.channels; }
+
+// Nine taps for each pooled number.
+Work forward_work(const Params& p) {
+  const int64_t kinds = (p.average != nullptr ? 1 : 0) + (p.maximum != nullptr ? 1 : 0);
+  const int64_t state = p.images * p.height * p.width * p.channels, pooled = kinds * pooled_elements(p);
+  return {9 * pooled, (state + pooled) * size_of(p.dtype)};
+}
+
+// One multiply-add an edge and kind, another for b (p - mean) where it is normalised, then the taps.
+Work backward_work(const Params& p) {
+  const int64_t state = p.images * p.height * p.width * p.channels, pooled = pooled_elements(p);
+  int64_t flops = 0, elements = 3 * state;  // x is read, its gradient added to
+  for (const auto& [given, branch] :
+       {std::pair{p.average, &Edge::average}, std::pair{p.maximum, &Edge::maximum}}) {
+    if (given == nullptr) continue;
+    flops += 9;
+    elements += pooled;
+    for (const Edge& e : p.edges)
+      if ((e.*branch).coefficients != nullptr || (e.*branch).weight != nullptr)
+        flops += (e.*branch).coefficients != nullptr ? 4 : 2;
+  }
+  for (const Edge& e : p.edges) {
+    const bool pools = e.average.weight != nullptr || e.maximum.weight != nullptr;
+    if (e.skip_weight != nullptr) flops += 2;
+    if (pools || e.skip_weight != nullptr) elements += pooled;
+  }
+  return {flops * pooled, elements * size_of(p.dtype)};
 }
 
 }  // namespace
+
+void run_forward(const Params& p) {
+  if (!has_pixels(p)) return;
+  const Counted counted("shared_pooling", forward_work(p));
+  forward_cpu(p);
+}
+
+void run_backward(const Params& p) {
+  if (!has_pixels(p)) return;
+  const Counted counted("shared_pooling_backward", backward_work(p));
+  backward_cpu(p);
+}
+
 }  // namespace fastnas::shared_pooling
 
 STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {

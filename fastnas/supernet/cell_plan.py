@@ -3,8 +3,10 @@ modules that hold the weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from fastnas.ops.separable_stage import DENSE, Branch
@@ -20,6 +22,7 @@ POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum"}
 FUSED = {"none", "skip_connect", *SEPARABLE, *DILATED, *CONVOLUTIONS, *POOLS}
 
 NONE = -1  # no norm, no weight
+CALLS = ("state", "first", "second", "average", "maximum")  # in the order of csrc/cell/plan.h
 
 
 def is_fused(spec: Cell) -> bool:
@@ -49,7 +52,7 @@ class Term:
     weight: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Pooling:
     """The pooled branches and skip-connections of all edges that read one state with one stride.
 
@@ -63,8 +66,13 @@ class Pooling:
     targets: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
 
+    def numbers(self) -> list[int]:
+        """What csrc/cell/plan.cpp reads."""
+        norms = [number for kind in self.norms.values() for number in _list(kind)]
+        return [*self.kinds.values(), *norms, *_list(self.targets), *self.table]
 
-@dataclass
+
+@dataclass(eq=False)
 class EdgeGroup:
     """Edges that read one state with one stride, and go through the native ops together.
 
@@ -88,13 +96,23 @@ class EdgeGroup:
     terms: list[list[Term]] = field(default_factory=list)
     outputs: int = 0  # of `first`
 
-    def finish(self) -> None:
-        """Writes the branches down as the ops' tables."""
-        self.first_table = [number for branch in self.first for number in branch]
-        self.second_table = [number for branch in self.second for number in branch]
-        self.ends = [i for i in range(self.outputs) if i not in self.middle]
-        middle = [branch for branch in self.first if branch.out in self.middle]
-        self.middle_table = [n for i, branch in enumerate(middle) for n in branch._replace(out=i)]
+    def numbers(self, poolings: list[Pooling]) -> list[int]:
+        """What csrc/cell/plan.cpp reads."""
+        numbers = [
+            self.state,
+            self.stride,
+            poolings.index(self.pooling),
+            self.opens,
+            self.closes,
+            self.outputs,
+        ]
+        for items in (self.targets, _flat(self.first), self.middle, self.middle_norms, _flat(self.second)):
+            numbers += _list(items)
+        for terms in self.terms:
+            numbers += [len(terms)]
+            for term in terms:
+                numbers += [CALLS.index(term.call), term.index, term.norm, term.weight]
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ class CellPlan:
             a bias away again, so it is added to the running means alone.
         stride: from the cell's inputs to its nodes.
         norms: number of BatchNorms; each has ``spec.channels`` channels.
+        numbers: all of it as a vector of int64, which the native op reads (csrc/cell/plan.h).
     """
 
     def __init__(
@@ -154,9 +173,10 @@ class CellPlan:
                 primitives = module.edges[row]
                 assert isinstance(primitives, nn.ModuleDict)
                 self._add_edge(group, row, primitives)
-            group.finish()
         entered = {t for g in self.groups for t, terms in zip(g.targets, g.terms, strict=True) if terms}
         self.empty = [node for node in range(len(spec.inputs), spec.states) if node not in entered]
+        begin, end = weights.span(prefix)
+        self.numbers = torch.tensor(self._numbers(end - begin))
 
     def _add_groups(self, state: int, stride: int, rows: list[int], edges_at_once: int) -> None:
         pooling = Pooling()
@@ -256,12 +276,51 @@ class CellPlan:
             Branch(0, 0, 1, 2, 1, 0, self._at(odd), len(odd), out, len(even), norm, grad),
         ]
 
+    def _numbers(self, weights: int) -> list[int]:
+        """The plan as csrc/cell/plan.cpp reads it."""
+        spec = self.spec
+        mixing = sum(len(edge.primitives) for edge in spec.edges)
+        numbers = [
+            spec.channels,
+            self.stride,
+            spec.states,
+            self.norms,
+            weights,
+            mixing,
+            len(self.preprocessing),
+        ]
+        for preprocessing in self.preprocessing:
+            numbers += [preprocessing.norm, *_list(preprocessing.table)]
+        numbers += [*_list(spec.output), *_list(self.empty), len(self.biases)]
+        for norm, offset in self.biases.items():
+            numbers += [norm, offset, self._target_of(norm)]
+        poolings = list({id(group.pooling): group.pooling for group in self.groups}.values())
+        numbers += [len(poolings), *(number for pooling in poolings for number in pooling.numbers())]
+        return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers(poolings))]
+
+    def _target_of(self, norm: int) -> int:
+        """The node that a normalised branch enters."""
+        return next(
+            node
+            for group in self.groups
+            for node, terms in zip(group.targets, group.terms, strict=True)
+            if any(term.norm == norm for term in terms)
+        )
+
     def _at(self, weight: Tensor) -> int:
         return self._weight_offsets[id(weight)]
 
     def _norm(self, norm: nn.Module) -> int:
         assert isinstance(norm, BatchNorm)
         return self._norm_offsets[id(norm.running_mean)] // (2 * self.spec.channels)
+
+
+def _list(items: Sequence[int]) -> list[int]:
+    return [len(items), *items]
+
+
+def _flat(branches: Sequence[Branch]) -> list[int]:
+    return [number for branch in branches for number in branch]
 
 
 def _offsets(arena: Arena, prefix: str) -> dict[int, int]:

@@ -8,8 +8,8 @@ import torch
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from bench import breakdown
-from bench.breakdown import IN_CELLS, OUTSIDE, REST, Peaks, measure_peaks, rows_of
-from bench.op_costs import COUNTS, CountWork, Work
+from bench.breakdown import IN_CELLS, OUTSIDE, REST, Peaks, Profile, measure_peaks, rows_of
+from bench.native_work import Work, native_work
 from fastnas.ops.separable_stage import Branch
 
 TINY = ["--channels", "4", "--layers", "3", "--batch-size", "2", "--image-size", "8", "--rounds", "2"]
@@ -19,6 +19,13 @@ EPS = 1e-5
 
 def images(count, channels, height, width):
     return torch.randn(count, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+
+def counted(function):
+    """Calls, flops and bytes of each native op."""
+    work = native_work(function)
+    assert all(part.seconds > 0 for part in work.values())
+    return {name: (part.calls, part.flops, part.bytes) for name, part in work.items()}
 
 
 @pytest.fixture
@@ -31,9 +38,9 @@ def stage():
         *Branch(0, 0, 1, 1, 0, 0, 52, 6, out=1, out_channel=0, norm=1, grad=1),
     ]
     statistics = torch.empty(2, 2, 6)
-    with CountWork() as count:
-        outs = OPS.separable_stage([x], [-1], weights, statistics, table, EPS, True)
-    return x, weights, table, statistics, outs, count.work["separable_stage"]
+    outs = []
+    work = counted(lambda: outs.extend(OPS.separable_stage([x], [-1], weights, statistics, table, EPS, True)))
+    return x, weights, table, statistics, outs, work["separable_stage"]
 
 
 # Outputs: (2, 4, 3, 4) of 24 positions and (2, 6, 5, 7) of 70.
@@ -46,7 +53,7 @@ STATE, OUTS = 2 * 4 * 5 * 7, 24 * 4 + 70 * 6
 def test_a_stage_by_hand(stage):
     *_, outs, work = stage
     assert [out.shape for out in outs] == [(2, 4, 3, 4), (2, 6, 5, 7)]
-    assert work == Work(1, DEPTHWISE + sum(POINTWISE), 4 * (STATE + OUTS + WEIGHTS))
+    assert work == (1, DEPTHWISE + sum(POINTWISE), 4 * (STATE + OUTS + WEIGHTS))
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -56,28 +63,39 @@ def test_a_stages_backward_by_hand(stage, wanted):
     grads = [torch.randn_like(out) for out in outs]
     weights_grad = [torch.empty_like(weights)] if wanted else []
     coefficients, x_grad = torch.zeros(2, 3, 6), torch.zeros_like(x)
-    with CountWork() as count:
-        OPS.separable_stage_backward(
+    work = counted(
+        lambda: OPS.separable_stage_backward(
             grads, outs, [x], [-1], weights, statistics, coefficients, table, EPS, True, weights_grad, [x_grad]
-        )  # fmt: skip
+        )
+    )  # fmt: skip
     flops = 3 * DEPTHWISE + 2 * sum(POINTWISE) if wanted else DEPTHWISE + sum(POINTWISE)
     # Gradients and raw outputs; the state; its gradient, added to; weights, and their gradients.
     moved = 2 * OUTS + 3 * STATE + WEIGHTS * (2 if wanted else 1)
-    assert count.work == {"separable_stage_backward": Work(1, flops, 4 * moved)}
+    assert work == {"separable_stage_backward": (1, flops, 4 * moved)}
 
 
 def test_a_mixed_sum_by_hand():
     terms, out = [images(2, 4, 3, 3) for _ in range(3)], images(2, 4, 3, 3)
     statistics, weights = torch.ones(3, 2, 4), torch.rand(3)
     coefficients, weights_grad = torch.empty(3, 3, 4), torch.empty(3)
-    with CountWork() as count:
+    flops, moved = 2 * 3 * 72, 4 * 4 * 72
+
+    def run():
         OPS.normalised_mixed_sum(terms, [0, -1, 2], weights, [0, 1, 2], statistics, EPS, out)
         for _ in range(2):
             OPS.normalised_mixed_sum_backward(
                 out, terms, [0, -1, 2], weights, [0, 1, 2], statistics, EPS, True, coefficients, weights_grad
             )  # fmt: skip
-    once = Work(1, 2 * 3 * 72, 4 * 4 * 72)
-    assert count.work == {"normalised_mixed_sum": once, "normalised_mixed_sum_backward": once + once}
+
+    twice = (2, 2 * flops, 2 * moved)
+    assert counted(run) == {
+        "normalised_mixed_sum": (1, flops, moved),
+        "normalised_mixed_sum_backward": twice,
+    }
+    added = counted(
+        lambda: OPS.normalised_mixed_sum(terms, [0, -1, 2], weights, [0, 1, 2], statistics, EPS, out, True)
+    )
+    assert added == {"normalised_mixed_sum": (1, flops, moved + 4 * 72)}
 
 
 def test_a_pooling_by_hand():
@@ -85,53 +103,53 @@ def test_a_pooling_by_hand():
     x, statistics = images(1, 4, 3, 3), torch.empty(2, 2, 4)
     grads, weights = [images(1, 4, 3, 3), images(1, 4, 3, 3)], torch.rand(6)
     table = [0, 0, 1, 1, 2, 0, 3, 1, 4, -1]
-    with CountWork() as count:
+
+    def run():
         average, maximum = OPS.shared_pooling(x, 1, True, True, [0], [1], statistics)
+        norms, coefficients = torch.ones(5, 2, 4), torch.rand(5, 3, 4)
         OPS.shared_pooling_backward(
-            x,
-            1,
-            [average],
-            [maximum],
-            grads,
-            table,
-            torch.ones(5, 2, 4),
-            torch.rand(5, 3, 4),
-            weights,
-            torch.zeros_like(x),
+            x, 1, [average], [maximum], grads, table, norms, coefficients, weights, torch.zeros_like(x)
         )
-    assert count.work["shared_pooling"] == Work(1, 2 * 9 * 36, 4 * 3 * 36)
-    # Each pooling: a (g + b (p - mean)) of two edges, nine taps; the skip-connection: w g.
-    # Read: x, two poolings, two gradients.
-    assert count.work["shared_pooling_backward"] == Work(1, (2 * (4 + 4 + 9) + 2) * 36, 4 * (5 + 2) * 36)
+
+    # Backward: of each pooling a (g + b (p - mean)) of two edges, nine taps; the skip-connection's w g.
+    # Read are x, two poolings and two gradients; the state's is added to.
+    assert counted(run) == {
+        "shared_pooling": (1, 2 * 9 * 36, 4 * 3 * 36),
+        "shared_pooling_backward": (1, (2 * (4 + 4 + 9) + 2) * 36, 4 * (5 + 2) * 36),
+    }
 
 
 def test_a_sum_without_normalisation_by_hand():
     terms = [torch.randn(2, 5, requires_grad=True) for _ in range(3)]
     weights = torch.rand(3)
-    with CountWork() as count:
-        out = OPS.mixed_sum(weights, terms)
-        OPS.mixed_sum_backward(out, weights, terms, [0, 2])
-    assert count.work["mixed_sum"] == Work(1, 2 * 3 * 10, 4 * 4 * 10)
-    assert count.work["mixed_sum_backward"] == Work(1, (2 * 3 + 2) * 10, 4 * (1 + 3 + 2) * 10)
+    forward, backward = (1, 2 * 3 * 10, 4 * 4 * 10), (1, (2 * 3 + 2) * 10, 4 * (1 + 3 + 2) * 10)
+
+    def run():
+        OPS.mixed_sum_backward(OPS.mixed_sum(weights, terms), weights, terms, [0, 2])
+
+    assert counted(run) == {"mixed_sum": forward, "mixed_sum_backward": backward}
 
 
 def test_rows_are_means_and_rates():
-    parts = [
-        {IN_CELLS: 0.1, OUTSIDE: 0.0, "mixed_sum": 0.2, "new": 0.6},
-        {IN_CELLS: 0.1, OUTSIDE: 0.2, "mixed_sum": 0.2, "new": 0.4},
+    profiles = [
+        Profile(
+            wall,
+            {"mixed_sum": Work(3, 0.2, 10**9, 10**8), "new": Work(1, new, 0, 0)},
+            {IN_CELLS: 0.1, OUTSIDE: outside},
+        )
+        for wall, new, outside in ((1.0, 0.6, 0.0), (3.0, 0.4, 0.2))
     ]
-    rows = rows_of(
-        [1.0, 3.0], parts, {"mixed_sum": Work(3, 10**9, 10**8)}, {"mixed_sum": 3, "new": 1}, Peaks(1e10, 1e9)
-    )
+    rows = rows_of(profiles, Peaks(1e10, 1e9))
     assert [row["name"] for row in rows] == ["new", "mixed_sum", IN_CELLS, OUTSIDE, REST]
     seconds = [row["seconds"] for row in rows]
     assert seconds == pytest.approx([0.5, 0.2, 0.1, 0.1, 1.1])
     assert [row["share"] for row in rows] == pytest.approx([s / 2 for s in seconds])
-    new, mixed_sum, *_ = rows
-    assert (new["calls"], new["gflops"], new["bytes_share"]) == (1, None, None)
+    _, mixed_sum, *others = rows
+    assert mixed_sum["calls"] == 3
     assert [mixed_sum[key] for key in ("gflops", "gbytes", "flops_share", "bytes_share")] == pytest.approx(
         [5, 0.5, 0.5, 0.5]
     )
+    assert all(row["calls"] is row["gflops"] is None for row in others)
 
 
 def test_peaks_are_measured():
@@ -150,12 +168,11 @@ def test_the_command(space, tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in result["rows"]}
     assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
     assert sum(row["seconds"] for row in rows.values()) == pytest.approx(result["profiled_s"])
-    assert all(row["seconds"] > 0 for name, row in rows.items() if name != IN_CELLS or space == "darts")
+    assert all(row["seconds"] > 0 for row in rows.values())
     native = rows.keys() - {IN_CELLS, OUTSIDE, REST}
-    assert native
-    if space == "darts":
-        assert native == COUNTS.keys() - {"mixed_sum", "mixed_sum_backward"}
-    for name in native & COUNTS.keys():
+    kernels = {"separable_stage", "normalised_mixed_sum", "shared_pooling"}
+    assert native == kernels | {f"{name}_backward" for name in kernels}
+    for name in native:
         row, work = rows[name], result["work"][name]
         assert row["calls"] == work["calls"] > 0
         assert row["gflops"] * 1e9 * row["seconds"] == pytest.approx(work["flops"])

@@ -219,8 +219,8 @@ class WeightGradients(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         names = [argument.name for argument in function._schema.arguments]
-        if function.namespace == "fastnas" and "weights_grad" in names and "table" in names:
-            wanted = bool(args[names.index("weights_grad")])
+        if function.namespace == "fastnas" and "weights_wanted" in names:
+            wanted = args[names.index("weights_wanted")]
             self.written += wanted
             self.left_out += not wanted
         return function(*args, **(kwargs or {}))

@@ -1,0 +1,104 @@
+// One pass through a cell, on the ops of the other folders, and the tensors that it makes. Groups of edges
+// run in the order of the states that they read, in backward in reverse: when a group's turn comes, all nodes
+// that it feeds have their gradients. Between the calls for a group nothing but its own tensors is touched.
+#pragma once
+
+#include <vector>
+
+#include "cell/plan.h"
+#include "images.h"
+#include "normalised_mixed_sum/normalised_mixed_sum.h"
+#include "shared_pooling/shared_pooling.h"
+
+namespace fastnas::cell {
+
+// A tensor (N, height, width, channels) of its own, and how the ops see it.
+struct Batch {
+  Tensor tensor;
+  Images images;
+};
+
+struct Arguments {
+  const std::vector<Tensor>& inputs;
+  const Tensor &mixing, &weights, &statistics;
+  double eps;
+  bool training;
+};
+
+struct Gradients {
+  Tensor mixing, weights;  // weights: empty if not wanted
+  std::vector<Tensor> inputs;
+};
+
+class Pass {
+ public:
+  Pass(const Plan& plan, const Arguments& arguments);
+
+  // The output, (N, channels len(output), height, width), channels last. Writes the statistics in training.
+  Tensor forward();
+  // What backward needs beside inputs and output: raw outputs of the preprocessing, the states that are
+  // neither an input nor in the output, and each group's raw outputs that enter a node.
+  std::vector<Tensor> kept() const;
+  // The inverse of `kept`; without anything kept it is computed again.
+  void restore(const Tensor& out, const std::vector<Tensor>& kept);
+  // After restore. `grad` is the output's; it is written over.
+  Gradients backward(const Tensor& grad, bool weights_wanted);
+
+ private:
+  using Row = separable_stage::Row;
+
+  bool is_own(int64_t state) const;
+  bool has_pixels() const { return count_ * height_ * width_ > 0; }
+  Batch batch(int64_t height, int64_t width) const;
+  Batch node() const { return batch(height_, width_); }
+  Images slice(const Images& images, int64_t first_channel) const;
+  Images input_images(size_t i) const;
+  void reserve(std::vector<Batch>& scratch, size_t count) const;
+
+  char* statistic(int64_t norm) const;
+  char* coefficient(int64_t norm) const;
+  const char* weight(int64_t index) const;
+
+  separable_stage::Params stage(const std::vector<Images>& sources, const std::vector<int64_t>& norms,
+                                const std::vector<Row>& rows, const std::vector<Images>& outs,
+                                bool training) const;
+  void stage_backward(const std::vector<Images>& grads, const std::vector<Images>& raws,
+                      const std::vector<Images>& sources, const std::vector<int64_t>& norms,
+                      const std::vector<Row>& rows, const std::vector<Images>& source_grads) const;
+  normalised_mixed_sum::Params sum(const std::vector<Images>& branches, const std::vector<Term>& terms,
+                                   const Images& out, bool add) const;
+  void sum_backward(const Images& grad, const std::vector<Images>& branches, const std::vector<Term>& terms);
+  shared_pooling::Params pooling(const Group& group) const;
+
+  void run(const Images& out, bool training, bool known);
+  void preprocess(size_t input, bool training);
+  void read(size_t group, bool training);
+  void pool(const Group& group, bool statistics);
+  std::vector<Images> branches_of(size_t group, const std::vector<Term>& terms) const;
+  std::vector<Images> firsts_of(size_t group) const;
+
+  void read_backward(size_t group);
+  void pool_backward(const Group& group);
+  Tensor preprocess_backward(size_t input);
+  void bias_gradients() const;
+
+  const Plan& plan_;
+  const Arguments& given_;
+  const Dtype dtype_;
+  const int64_t element_;
+  int64_t count_, height_, width_;  // of the nodes
+
+  std::vector<Batch> projected_, own_;              // kept, in order
+  std::vector<std::vector<Batch>> ends_, seconds_;  // kept, of each group
+  std::vector<Batch> middles_, middle_grads_;       // of the group that runs
+  std::vector<Batch> pooled_;                       // average, maximum of the state that is read
+  std::vector<Images> states_;
+
+  Tensor coefficients_, mixing_grad_, weights_grad_;
+  bool weights_wanted_ = false;
+  std::vector<Batch> own_grads_;
+  std::vector<Images> grads_;  // of the states
+  size_t next_projected_ = 0;
+};
+
+}  // namespace fastnas::cell

@@ -1,0 +1,189 @@
+#include "cell/plan.h"
+
+#include <algorithm>
+
+namespace fastnas::cell {
+namespace {
+
+using separable_stage::Row;
+
+constexpr const char* kOp = "cell: the plan ";
+
+// Numbers one after the other; lists begin with their length.
+class Reader {
+ public:
+  Reader(const int64_t* numbers, int64_t count) : next_(numbers), left_(count) {}
+
+  int64_t number() {
+    FASTNAS_CHECK(left_ > 0, kOp, "ends too early");
+    --left_;
+    return *next_++;
+  }
+  // At least `least` and less than `bound`.
+  int64_t index(int64_t bound, int64_t least = 0) {
+    const int64_t value = number();
+    FASTNAS_CHECK(value >= least && value < bound, kOp, "names ", value, " of ", bound);
+    return value;
+  }
+  int64_t length() { return index(left_ + 1); }
+  std::vector<int64_t> indices(int64_t bound, int64_t least = 0) {
+    std::vector<int64_t> list(length());
+    for (int64_t& value : list) value = index(bound, least);
+    return list;
+  }
+  template <class Read>
+  auto list(const Read& read) {
+    std::vector<decltype(read())> items;
+    for (int64_t n = length(); n > 0; --n) items.push_back(read());
+    return items;
+  }
+  std::vector<Row> rows() {
+    std::vector<int64_t> table(length());
+    for (int64_t& value : table) value = number();
+    return table.empty() ? std::vector<Row>() : separable_stage::read_table(table);
+  }
+  void end() const { FASTNAS_CHECK(left_ == 0, kOp, "has ", left_, " numbers too many"); }
+
+ private:
+  const int64_t* next_;
+  int64_t left_;
+};
+
+Pooling read_pooling(Reader& in, const Plan& plan) {
+  Pooling p{};
+  p.average = in.index(2) == 1, p.maximum = in.index(2) == 1;
+  p.average_norms = in.indices(plan.norms), p.maximum_norms = in.indices(plan.norms);
+  p.targets = in.indices(plan.states);
+  const auto row = [&]() -> PoolingRow {
+    const auto norm = [&] { return in.index(plan.norms, kNone); };
+    const auto weight = [&] { return in.index(plan.mixing, kNone); };
+    const int64_t average = norm(), average_weight = weight(), maximum = norm(), maximum_weight = weight();
+    return {average, average_weight, maximum, maximum_weight, weight()};
+  };
+  for (size_t i = 0; i < p.targets.size(); ++i) p.rows.push_back(row());
+  for (const PoolingRow& r : p.rows)
+    FASTNAS_CHECK((p.average || std::max(r.average_norm, r.average_weight) == kNone) &&
+                      (p.maximum || std::max(r.maximum_norm, r.maximum_weight) == kNone),
+                  kOp, "has an edge with a pooling that is not wanted");
+  return p;
+}
+
+Term read_term(Reader& in, const Plan& plan, const Group& group) {
+  const Call call = static_cast<Call>(in.index(static_cast<int64_t>(Call::maximum) + 1));
+  const Pooling& pooling = plan.poolings[group.pooling];
+  FASTNAS_CHECK((call != Call::average || pooling.average) && (call != Call::maximum || pooling.maximum), kOp,
+                "sums a pooling that is not wanted");
+  int64_t bound = 1;
+  if (call == Call::first) bound = group.outputs;
+  if (call == Call::second) bound = static_cast<int64_t>(group.middle.size());
+  const int64_t index = in.index(bound);
+  FASTNAS_CHECK(call != Call::first || std::count(group.middle.begin(), group.middle.end(), index) == 0, kOp,
+                "sums the first half of a separable convolution");
+  const int64_t norm = in.index(plan.norms, kNone);
+  return {call, index, norm, in.index(plan.mixing, kNone)};
+}
+
+// Rows of `first` that write the outputs `middle`, in its order.
+std::vector<Row> rows_of_middles(const Group& group) {
+  std::vector<Row> rows;
+  for (const Row& row : group.first) {
+    const auto found = std::find(group.middle.begin(), group.middle.end(), row.out);
+    if (found == group.middle.end()) continue;
+    rows.push_back(row);
+    rows.back().out = found - group.middle.begin();
+  }
+  return rows;
+}
+
+// Every output is written by a row, and rows name outputs, gradients and norms that there are.
+void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, const Plan& plan) {
+  std::vector<int64_t> written(outputs, 0);
+  for (const Row& r : rows) {
+    FASTNAS_CHECK(r.out >= 0 && r.out < outputs && r.grad >= 0 && r.grad < grads && r.norm >= 0 &&
+                      r.norm < plan.norms && r.channels >= 1 && r.out_channel >= 0 &&
+                      r.out_channel + r.channels <= plan.channels,
+                  kOp, "has a branch to output ", r.out, " of ", outputs, ", gradient ", r.grad, " of ",
+                  grads, ", norm ", r.norm, " of ", plan.norms);
+    written[r.out] += r.channels;
+  }
+  for (const int64_t channels : written)
+    FASTNAS_CHECK(channels == plan.channels, kOp, "has an output whose channels are not written once");
+}
+
+Group read_group(Reader& in, const Plan& plan) {
+  Group g{};
+  g.state = in.index(plan.states), g.stride = in.number();
+  g.pooling = in.index(static_cast<int64_t>(plan.poolings.size()));
+  g.opens = in.index(2) == 1, g.closes = in.index(2) == 1;
+  g.outputs = in.length();
+  g.targets = in.indices(plan.states);
+  g.first = in.rows();
+  g.middle = in.indices(g.outputs), g.middle_norms = in.indices(plan.norms);
+  g.second = in.rows();
+  for (size_t i = 0; i < g.targets.size(); ++i)
+    g.terms.push_back(in.list([&] { return read_term(in, plan, g); }));
+  const int64_t targets = static_cast<int64_t>(g.targets.size());
+  const int64_t middles = static_cast<int64_t>(g.middle.size());
+  FASTNAS_CHECK(g.middle_norms.size() == g.middle.size(), kOp, "needs one norm for each middle");
+  for (const int64_t target : g.targets)
+    FASTNAS_CHECK(target > g.state && !plan.is_input(target), kOp, "has an edge from ", g.state, " to ",
+                  target);
+  FASTNAS_CHECK(g.stride == (plan.is_input(g.state) ? plan.stride : 1), kOp, "has an edge of stride ",
+                g.stride);
+  check_rows(g.first, g.outputs, targets + middles, plan);
+  check_rows(g.second, middles, targets, plan);
+  g.middles = rows_of_middles(g);
+  for (int64_t i = 0; i < g.outputs; ++i)
+    if (std::count(g.middle.begin(), g.middle.end(), i) == 0) g.ends.push_back(i);
+  return g;
+}
+
+// Every node is the sum of something, or empty.
+void check_nodes(const Plan& plan) {
+  std::vector<bool> made(plan.states, false);
+  for (const int64_t state : plan.empty) made[state] = true;
+  for (const Group& group : plan.groups)
+    for (size_t t = 0; t < group.targets.size(); ++t)
+      if (!group.terms[t].empty()) made[group.targets[t]] = true;
+  for (int64_t state = 0; state < plan.states; ++state)
+    FASTNAS_CHECK(plan.is_input(state) || made[state], kOp, "has nothing for node ", state);
+}
+
+}  // namespace
+
+int64_t Plan::slot(int64_t state) const {
+  const auto found = std::find(output.begin(), output.end(), state);
+  return found == output.end() ? kNone : (found - output.begin()) * channels;
+}
+
+Plan read_plan(const int64_t* numbers, int64_t count) {
+  Reader in(numbers, count);
+  Plan plan{};
+  plan.channels = in.number(), plan.stride = in.number(), plan.states = in.number();
+  plan.norms = in.number(), plan.weights = in.number(), plan.mixing = in.number();
+  FASTNAS_CHECK(plan.channels >= 1 && (plan.stride == 1 || plan.stride == 2) && plan.states >= 1 &&
+                    plan.states <= count,
+                kOp, "has ", plan.channels, " channels, stride ", plan.stride, " and ", plan.states,
+                " states");
+  plan.inputs = in.list([&]() -> Input {
+    const int64_t norm = in.index(plan.norms, kNone);
+    return {norm, in.rows()};
+  });
+  for (const Input& input : plan.inputs)
+    if (!input.rows.empty()) check_rows(input.rows, 1, 1, plan);
+  FASTNAS_CHECK(!plan.inputs.empty() && static_cast<int64_t>(plan.inputs.size()) < plan.states, kOp,
+                "needs an input and a node");
+  plan.output = in.indices(plan.states), plan.empty = in.indices(plan.states);
+  plan.biases = in.list([&]() -> Bias {
+    const int64_t norm = in.index(plan.norms);
+    const int64_t offset = in.index(plan.weights - plan.channels + 1);
+    return {norm, offset, in.index(plan.states)};
+  });
+  plan.poolings = in.list([&] { return read_pooling(in, plan); });
+  plan.groups = in.list([&] { return read_group(in, plan); });
+  in.end();
+  check_nodes(plan);
+  return plan;
+}
+
+}  // namespace fastnas::cell

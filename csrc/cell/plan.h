@@ -1,0 +1,73 @@
+// What a fused cell runs: the groups of edges that read one state, and which call of which op does which
+// branch. fastnas/supernet/cell_plan.py says what the parts mean and writes a plan down as numbers.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "separable_stage/table.h"
+
+namespace fastnas::cell {
+
+inline constexpr int64_t kNone = -1;  // no norm, no weight
+
+// Where a summand of a node comes from.
+enum class Call : int64_t { state, first, second, average, maximum };
+
+struct Term {
+  Call call;
+  int64_t index, norm, weight;
+};
+
+struct Input {
+  int64_t norm;
+  std::vector<separable_stage::Row> rows;  // none: taken as it is
+};
+
+// What an edge wants of the pooling: norms and weights, or kNone.
+struct PoolingRow {
+  int64_t average_norm, average_weight, maximum_norm, maximum_weight, skip_weight;
+};
+
+struct Pooling {
+  bool average, maximum;
+  std::vector<int64_t> average_norms, maximum_norms, targets;
+  std::vector<PoolingRow> rows;  // of each target
+};
+
+struct Group {
+  int64_t state, stride, pooling;
+  bool opens, closes;  // its pooling
+  int64_t outputs;     // of `first`
+  std::vector<int64_t> targets;
+  std::vector<separable_stage::Row> first, second;
+  std::vector<int64_t> middle, middle_norms;  // outputs of `first` that `second` reads
+  std::vector<separable_stage::Row> middles;  // the rows of `first` that make them, outputs counted anew
+  std::vector<int64_t> ends;                  // the other outputs
+  std::vector<std::vector<Term>> terms;       // of each target
+};
+
+// A convolution's bias: the norm behind it, which takes it away again, where it lies, and the node that it
+// enters.
+struct Bias {
+  int64_t norm, offset, target;
+};
+
+struct Plan {
+  int64_t channels, stride, states, norms, weights, mixing;
+  std::vector<Input> inputs;
+  std::vector<int64_t> output;  // states that the cell puts side by side
+  std::vector<int64_t> empty;   // nodes that no branch enters
+  std::vector<Bias> biases;
+  std::vector<Pooling> poolings;
+  std::vector<Group> groups;
+
+  // Where a state begins in the output, in channels; kNone: it is not there.
+  int64_t slot(int64_t state) const;
+  bool is_input(int64_t state) const { return state < static_cast<int64_t>(inputs.size()); }
+};
+
+// Raises std::invalid_argument where numbers are missing or name what is not there.
+Plan read_plan(const int64_t* numbers, int64_t count);
+
+}  // namespace fastnas::cell

@@ -1,0 +1,31 @@
+// The branch table of the separable stage: a row of numbers a branch, as fastnas.ops.separable_stage.Branch
+// writes it.
+#pragma once
+
+#include <vector>
+
+#include "separable_stage/separable_stage.h"
+#include "stable.h"
+
+namespace fastnas::separable_stage {
+
+struct Row {
+  int64_t source, kernel, dilation, stride, shift, depthwise, pointwise, channels, out, out_channel, norm,
+      grad;
+};
+inline constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
+inline constexpr int64_t kDense = -1;  // in place of the depthwise weights' offset
+
+std::vector<Row> read_table(const std::vector<int64_t>& table);
+
+// Raises unless the branch can read a source of `inputs` channels, with the given numbers of sources, weights
+// and norms.
+void check_row(const Row& row, int64_t sources, int64_t inputs, int64_t weights, int64_t norms);
+
+// Geometry and weights of a branch of a source of that size.
+Branch branch_of(const Row& row, int64_t height, int64_t width, const char* weights, int64_t element);
+
+// The row as the table writes it down, of a dtype's element size: where its weights' gradients begin.
+void want_weights_grad(const Row& row, char* weights_grad, int64_t element, Branch& branch);
+
+}  // namespace fastnas::separable_stage
