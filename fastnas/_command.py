@@ -31,12 +31,18 @@ def interrupted_quietly() -> Iterator[None]:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns a user's mistake, or a system that refuses, into ``error: <sentence>`` and a non-zero exit."""
+    """Turns a user's mistake, or a system that refuses, into ``error: <sentence>`` and a non-zero exit.
+
+    Ctrl-C ends with what it has to say, or "interrupted", and status 130.
+    """
     try:
         yield
         sys.stdout.flush()
     except FastnasError as error:
         _fail(str(error), 2)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # The reader (head, less) has gone: no more output, and none from the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
