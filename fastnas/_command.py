@@ -14,7 +14,8 @@ from fastnas.errors import FastnasError
 @contextmanager
 def interrupted_quietly() -> Iterator[None]:
     """Ctrl-C while a command line's package is imported ends the process without a traceback."""
-    if sys.argv[:1] != ["-m"]:  # what it is until `python -m fastnas.search` has found its module
+    command_line = sys.argv[:1] == ["-m"]  # what it is until `python -m fastnas.search` has found its module
+    if not command_line or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 

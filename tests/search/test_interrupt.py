@@ -34,9 +34,9 @@ PRESSES = [press, press_in_a_finalizer]
 @pytest.fixture(autouse=True)
 def handler():
     """Python's own, before every test and, whatever the test did, after it."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    left = signal.signal(signal.SIGINT, signal.default_int_handler)
+    left = signal.signal(signal.SIGINT, before)
     assert left is signal.default_int_handler
 
 

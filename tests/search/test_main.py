@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, exit statuses, one sentence for a mistake."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,18 @@ def command(*arguments, **options):
         capture_output=True,
         text=True,
         timeout=120,
+        **options,
+    )
+
+
+def started(*arguments, **options):
+    """A process of its own that Ctrl-C reaches, also where the tests run in the background and ignore it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastnas.search", *TINY, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
@@ -109,12 +122,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastnas.search", *TINY, "--epochs", "1000", "--out", str(out)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    with started("--epochs", 1000, "--out", out) as process:
         deadline = time.monotonic() + 60
         while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -126,10 +134,8 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 
 def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-m", "fastnas.search", *TINY], stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    ) as process:
-        time.sleep(0.6)
+    with started(cwd=tmp_path, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}) as process:
+        assert any(" torch." in line for line in process.stderr)  # the first module of torch is imported
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert "interrupted" in errors
