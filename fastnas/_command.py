@@ -14,7 +14,8 @@ from fastnas.errors import FastnasError
 @contextmanager
 def interrupted_quietly() -> Iterator[None]:
     """Ctrl-C while a command line's package is imported ends the process without a traceback."""
-    if sys.argv[:1] != ["-m"]:  # what it is until `python -m fastnas.search` has found its module
+    command_line = sys.argv[:1] == ["-m"]  # what it is until `python -m fastnas.search` has found its module
+    if not command_line or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
@@ -31,12 +32,18 @@ def interrupted_quietly() -> Iterator[None]:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns a user's mistake, or a system that refuses, into ``error: <sentence>`` and a non-zero exit."""
+    """Turns a user's mistake, or a system that refuses, into ``error: <sentence>`` and a non-zero exit.
+
+    Ctrl-C ends with what it has to say, or "interrupted", and status 130.
+    """
     try:
         yield
         sys.stdout.flush()
     except FastnasError as error:
         _fail(str(error), 2)
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:
         # The reader (head, less) has gone: no more output, and none from the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -60,7 +60,7 @@ struct Soon {
 
 template <class T, int R, int V, class Sink>
 FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
-                                  int64_t depth, int64_t first_row, int64_t first_vector, Sink& sink) {
+                                  int64_t depth, int64_t first_row, int64_t first_vector, const Sink& sink) {
   Vec<T> sum[R][V] = {};
   multiply_tile<T, R, V>(a + first_row * a_row, a_k, a_row, b + first_vector * kLanes<T>, b_k, depth, sum);
   sink(first_row, first_vector, sum);
@@ -68,7 +68,7 @@ FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const 
 
 template <class T, int V, class Sink>
 FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
-                                   int64_t depth, int64_t rows, int64_t first_vector, Sink& sink) {
+                                   int64_t depth, int64_t rows, int64_t first_vector, const Sink& sink) {
   constexpr int whole = kTileRows<V>, half = whole / 2;
   int64_t r = 0;
   for (; r + whole <= rows; r += whole)
@@ -83,15 +83,9 @@ FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const
 // a (rows, depth) b (depth, vectors) into `sink`, tile by tile. a is read by scalars with any strides, so it
 // may be a transpose; rows of b are b_k apart.
 template <class T, class Sink>
-FASTNAS_INLINE void multiply(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth,
-                             int64_t rows, int64_t vectors, Sink& sink) {
+void matmul(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth, int64_t rows,
+            int64_t vectors, const Sink& sink) {
   int64_t v = 0;
   for (; v + 2 <= vectors; v += 2) multiply_panel<T, 2>(a, a_k, a_row, b, b_k, depth, rows, v, sink);
   if (v < vectors) multiply_panel<T, 1>(a, a_k, a_row, b, b_k, depth, rows, v, sink);
-}
-
-template <class T, class Sink>
-void matmul(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int64_t depth, int64_t rows,
-            int64_t vectors, const Sink& sink) {
-  multiply(a, a_k, a_row, b, b_k, depth, rows, vectors, sink);
 }

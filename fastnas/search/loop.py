@@ -22,6 +22,7 @@ from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
+from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
@@ -50,38 +51,28 @@ class SearchResult:
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """Runs (or resumes) the search that ``config`` describes.
 
-    Everything is checked, and the data read, before the run's folder is made.
+    Everything is checked, and the data read, before the run's folder is made. Ctrl-C ends the search after the
+    step in progress, a second one at once; the run goes on from its newest checkpoint when it is resumed.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
+        KeyboardInterrupt: Ctrl-C; it says how to resume, if there is something to resume.
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    search = Search(config, _device(config), folder)
-    done: int = 0
-    rows: list[dict[str, Any]] = []
-    if config.run.resume is None:
-        folder.start(config)
-    else:
-        done, rows = folder.restore(search.step, config)
-    epochs = config.optimiser.epochs or 0
-    with tqdm(
-        total=epochs * len(search.train.dataset),
-        initial=done * len(search.train.dataset),
-        unit="img",
-        dynamic_ncols=True,
-        # None: no bar where the output is no terminal, but a row an epoch still.
-        disable=None if progress else True,
-    ) as bar:
+    with interrupt_flag() as interrupt:
+        search = Search(config, _device(config), interrupt)
+        interrupt.defer()
+        done: int = 0
+        rows: list[dict[str, Any]] = []
+        if config.run.resume is None:
+            folder.start(config)
+        else:
+            done, rows = folder.restore(search.step, config)
         try:
-            for epoch in range(done + 1, epochs + 1):
-                row = search.epoch(epoch, bar)
-                rows.append(row)
-                folder.save(search.step, config, row, search.genotype())
-                if progress:
-                    tqdm.write(_line(row, epochs), file=sys.stdout)
+            rows += _epochs(search, folder, done, progress)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
         except OSError as error:
@@ -92,11 +83,33 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     return SearchResult(search.genotype(), alphas, rows, folder.path, config)
 
 
+def _epochs(search: Search, folder: RunFolder, done: int, progress: bool) -> list[dict[str, Any]]:
+    """The epochs after the first ``done``, each saved in ``folder``; their rows of metrics."""
+    epochs, images = search.config.optimiser.epochs or 0, len(search.train.dataset)
+    rows = []
+    with tqdm(
+        total=epochs * images,
+        initial=done * images,
+        unit="img",
+        dynamic_ncols=True,
+        # None: no bar where the output is no terminal, but a row an epoch still.
+        disable=None if progress else True,
+    ) as bar:
+        for epoch in range(done + 1, epochs + 1):
+            row = search.epoch(epoch, bar)
+            rows.append(row)
+            folder.save(search.step, search.config, row, search.genotype())
+            if progress:
+                tqdm.write(_line(row, epochs), file=sys.stdout)
+        search.interrupt.check()
+    return rows
+
+
 class Search:
     """The parts of a search on one device: data, supernet, optimisers."""
 
-    def __init__(self, config: SearchConfig, device: torch.device, folder: RunFolder) -> None:
-        self.config, self.device, self.folder = config, device, folder
+    def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
+        self.config, self.device, self.interrupt = config, device, interrupt
         images, seed = config.images, config.run.seed
         dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
         weight_split, alpha_split = split(dataset, images.train_portion, limit=images.images, seed=seed)
@@ -142,7 +155,7 @@ class Search:
         return family(self.config.network.space).derive(self.net.alphas.tensors)
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
-        """Epoch ``epoch`` (from 1), its row of metrics returned."""
+        """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
         # The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches.
         for i, generator in enumerate(self.generators):
@@ -152,6 +165,7 @@ class Search:
         train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
         losses, correct, norms, seen = [], [], [], 0
         while group := list(islice(train, self.inner_steps)):
+            self.interrupt.check()
             report = self.step(group, next(val), rate)
             losses.append(report.losses)
             correct.append(report.correct)
@@ -203,6 +217,7 @@ class Search:
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for images, labels in map(self._cast, self.evaluation):
+            self.interrupt.check()
             logits = self.net(images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()

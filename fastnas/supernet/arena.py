@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ class Arena:
     """Tensors of a network as views into one flat, contiguous buffer.
 
     The given leaves stay the very objects that the network's modules hold; only their storage moves. Writing to
-    ``flat`` is writing to all of them, and the other way round.
+    ``flat`` is writing to all of them, and the other way round. A deep copy is the same over the tensors' copies;
+    its leaves are these, none merged.
 
     Args:
         tensors: leaves by name; their order is the layout.
@@ -46,10 +49,24 @@ class Arena:
         for name, tensor in self.tensors.items():
             self._begin[name] = end
             end += tensor.numel()
-            view = self.flat[self._begin[name] : end].view(tensor.shape)
-            view.copy_(tensor.detach())
-            tensor.data = view
+            self._view(name).copy_(tensor.detach())
+            tensor.data = self._view(name)
         self.leaves = list(self.tensors.values())
+
+    def _view(self, name: str) -> Tensor:
+        tensor, begin = self.tensors[name], self._begin[name]
+        return self.flat[begin : begin + tensor.numel()].view(tensor.shape)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Arena:
+        # By `memo` the modules' copies hold the copied tensors, and optimisers' copies the copied buffer.
+        other = memo[id(self)] = Arena.__new__(Arena)
+        other.flat = copy.deepcopy(self.flat, memo)
+        other.tensors = copy.deepcopy(self.tensors, memo)
+        other._begin = dict(self._begin)
+        for name, tensor in other.tensors.items():
+            tensor.data = other._view(name)  # a parameter is copied without what it is a view into
+        other.leaves = list(other.tensors.values())
+        return other
 
     def __len__(self) -> int:
         return self.flat.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,12 +38,22 @@ class FusedSupernet(Supernet):
         super().__init__(space, **options)
         self.recompute = recompute
         self._fused: dict[int, FusedCell] = {}
+        self._fuse()
+
+    def _fuse(self) -> None:
         if self.weights.flat.device.type != "cpu":
             return  # the native ops run on the CPU so far
         for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
             if isinstance(spec, Cell) and is_fused(spec):
                 assert isinstance(stage, MixedCell)
                 self._fused[i] = FusedCell(self, i, spec, stage)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedSupernet:
+        # Fused cells point into the arenas: the copy's are made anew.
+        other = memo[id(self)] = self.__class__.__new__(self.__class__)
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "_fused": {}}, memo))
+        other._fuse()
+        return other
 
     def block(self, index: int, x: Tensor) -> Tensor:
         output = super().block(index, x)
