@@ -1,8 +1,6 @@
 // Backward: from the gradients of raw outputs to those of weights and source. Included inside a level's
 // namespace: no guard, no includes.
 
-inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
-
 // dt = a (g + b (t - mean) + c) of some positions, `position` elements apart in `out` and vectors `vector`.
 template <class T>
 inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t position,
@@ -14,7 +12,6 @@ inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t p
     const Vec<T> constant = load_channels(coefficients + 2 * b.coefficient_row, count);
     const Vec<T> mean = load_channels(static_cast<const T*>(b.mean) + c, count);
     for (int64_t i = 0; i < positions; ++i) {
-      __builtin_prefetch(grad + (i + kAhead) * b.grad_pixel + c);
       const Vec<T> g = load_channels(grad + i * b.grad_pixel + c, count);
       const Vec<T> t = load_channels(raw + i * b.raw_pixel + c, count);
       store<T>(out + i * position + v * vector, scale * ((g + constant) + of_raw * (t - mean)));
@@ -69,7 +66,7 @@ template <class T>
 struct StoreGradient {
   T* to;
   int64_t plane;
-  Soon<T, false> next_tile, next_input;
+  Soon<T, false> next_raw, next_grad, next_input;
 
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
@@ -78,22 +75,32 @@ struct StoreGradient {
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)
         store<T>(to + (first_row + r) * kLanes<T> + (first_vector + v) * plane, tile[r][v]);
-    next_tile.template prefetch<R, V>(first_row, first_vector);
+    next_raw.template prefetch<R, V>(first_row, first_vector);
+    next_grad.template prefetch<R, V>(first_row, first_vector);
     next_input.template prefetch<R, V>(first_row, first_vector);
   }
 };
 
+template <class T>
+inline const T* raw_of(const Branch& b, int64_t image) {
+  return static_cast<const T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
+}
+
+template <class T>
+inline const T* grad_of(const Branch& b, int64_t image) {
+  return static_cast<const T*>(b.grad) + image * b.height * b.width * b.grad_pixel;
+}
+
 // Gradients of one branch and one image: of its weights, added to `depthwise_grad` and `pointwise_grad`
 // (null: not wanted), and of the tiles' depthwise outputs, into w.plane, or without a depthwise convolution
-// added to w.input_grad. `next_raw` is what the next branch will read.
+// added to w.input_grad. `next` is the branch behind it.
 template <class T>
 inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, int64_t image,
                            const T* depthwise, const T* pointwise, T* depthwise_grad, T* pointwise_grad,
-                           const T* next_raw, Activation<T>& activation, const Workspace<T>& w) {
+                           const Branch& next, Activation<T>& activation, const Workspace<T>& w) {
   constexpr int64_t lanes = kLanes<T>;
   const int64_t width = whole_vectors<T>(b.channels), depth = p.vectors * lanes;
-  const T* grad = static_cast<const T*>(b.grad) + image * b.height * b.width * b.grad_pixel;
-  const T* raw = static_cast<const T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
+  const T *grad = grad_of<T>(b, image), *raw = raw_of<T>(b, image);
   const int64_t step = tile_rows(b.width, std::max(s.channels, b.channels));
   for (int64_t y = 0; y < b.height; y += step) {
     const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
@@ -111,12 +118,16 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
       add_to_source(b, p, w.a, y, end, w.input_grad);
       continue;
     }
-    const T* soon = end < b.height ? raw + end * b.width * b.raw_pixel : next_raw;
-    Soon<T, false> input = activation.soon();
-    for (int64_t row = y; row < end;
-         ++row, soon += b.width * b.raw_pixel, input.pixels += b.width * input.pixel) {
-      const StoreGradient<T> plane{
-          at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), {soon, b.raw_pixel}, input};
+    const bool last = end == b.height;
+    Soon<T, false> soon_raw{last ? raw_of<T>(next, image) : raw + end * b.width * b.raw_pixel, b.raw_pixel};
+    Soon<T, false> soon_grad{last ? grad_of<T>(next, image) : grad + end * b.width * b.grad_pixel,
+                             b.grad_pixel};
+    Soon<T, false> soon_input = activation.soon();
+    for (int64_t row = y; row < end; ++row) {
+      const StoreGradient<T> plane{at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), soon_raw,
+                                   soon_grad, soon_input};
+      for (Soon<T, false>* soon : {&soon_raw, &soon_grad, &soon_input})
+        soon->pixels += b.width * soon->pixel;
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors,
              plane);
     }
@@ -214,12 +225,6 @@ inline size_t next(const Params& params, size_t k) {
   return k;
 }
 
-template <class T>
-inline const T* raw_of(const Params& params, size_t k, int64_t image) {
-  const Branch& b = params.branches[k];
-  return static_cast<const T*>(b.raw) + image * b.height * b.width * b.raw_pixel;
-}
-
 // Backward of one image of one source; its chunk of images has the partial sums of the weights' gradients.
 template <class T>
 inline void backward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
@@ -249,7 +254,7 @@ inline void backward_image(const Params& params, const Packed<T>& packed, const 
     } else {
       backward_tiles(s, b, p, image, packed.depthwise[k], packed.pointwise[k],
                      packed.depthwise_grad(k, chunk), packed.pointwise_grad(k, chunk),
-                     raw_of<T>(params, next(params, k), image), activation, w);
+                     params.branches[next(params, k)], activation, w);
       if (b.kernel > 0) depthwise_transpose(s, b, p, packed.depthwise[k], fresh, w, row_done);
     }
     fresh = false;
