@@ -90,11 +90,12 @@ class Packed {
   }
   // Adds the partial sums of all chunks of images, in order, to the first's.
   void add_chunks(int64_t chunks) const {
-    for_each_chunk(chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
+    for_each_chunk_of(chunks * chunk_size_, chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t chunk = 1; chunk < chunks; ++chunk)
         for (int64_t i = begin; i < end; ++i) grads_.data()[i] += grads_.data()[chunk * chunk_size_ + i];
     });
   }
+  int64_t grads_size() const { return chunk_size_; }  // after add_chunks
   int64_t whole(int64_t channels) const { return (channels + lanes_ - 1) / lanes_ * lanes_; }
   int64_t lanes() const { return lanes_; }
 
@@ -169,7 +170,7 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
     pointwise.push_back(to);
     to += pointwise_size(b, backward);
   }
-  for_each_chunk(static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  for_each_chunk_of(size, static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
     if (depthwise_size(b) > 0) pack_depthwise(b, places[k]);
     pack_pointwise(b, backward, places[k] + (pointwise[k] - depthwise[k]));
@@ -207,7 +208,8 @@ void Packed<T>::pack_pointwise(const Branch& b, bool backward, T* to) const {
 
 namespace {
 
-constexpr int64_t kChunks = 16;  // of images in backward, each with its own partial sums
+constexpr int64_t kChunks = 16;     // of images in backward, each with its own partial sums
+constexpr int64_t kPerMoment = 16;  // merging one image's moment of a channel costs as many copied elements
 
 template <class T>
 void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
@@ -272,7 +274,10 @@ void forward(const Params& params) {
         forward_image(params, packed, p, source, task % params.images, scratch.workspace);
       });
   if (!params.training) return;
-  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  int64_t channels = 0;
+  for (const Branch& b : params.branches) channels += b.channels;
+  const int64_t branches = static_cast<int64_t>(params.branches.size());
+  for_each_chunk_of(kPerMoment * params.images * channels, branches, 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
     if (b.mean == nullptr) return;
     for (int64_t c = 0; c < b.channels; ++c)
@@ -341,10 +346,13 @@ void backward(const Params& params) {
           backward_image(params, packed, p, source, image, chunk, scratch.workspace);
       });
   packed.add_chunks(chunks);
-  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  const int64_t branches = static_cast<int64_t>(params.branches.size());
+  for_each_chunk_of(packed.grads_size(), branches, 1, [&](int64_t k, int64_t, int64_t) {
     unpack_weights(params, packed, static_cast<size_t>(k));
   });
-  for_each_chunk(sources, 1, [&](int64_t source, int64_t, int64_t) {
+  int64_t channels = 0;
+  for (const Source& s : params.sources) channels += s.norm == nullptr ? 0 : s.channels;
+  for_each_chunk_of(kPerMoment * params.images * channels, sources, 1, [&](int64_t source, int64_t, int64_t) {
     if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
   });
 }
