@@ -23,9 +23,8 @@ namespace {
 constexpr int64_t kMaxLanes = 16;
 
 template <class T>
-void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum,
-                   T* tiles) {
-  FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum, tiles);
+void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum) {
+  FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum);
 }
 
 template <class T>
@@ -46,11 +45,9 @@ template <class T>
 void forward(const Params& p) {
   const int64_t row = (p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   const BatchMoments<T> average(p.images, row), maximum(p.images, row);
-  for_each_task(
-      p.images, [&] { return AlignedArray<T>(2 * p.out_width * row + 2 * (p.width + 2) * kMaxLanes); },
-      [&](int64_t image, const AlignedArray<T>& tiles) {
-        forward_image(p, image, average.of(image), maximum.of(image), tiles.data());
-      });
+  for_each_chunk(p.images, 1, [&](int64_t image, int64_t, int64_t) {
+    forward_image(p, image, average.of(image), maximum.of(image));
+  });
   store_norms(p, average, p.average_norms);
   store_norms(p, maximum, p.maximum_norms);
 }

@@ -22,63 +22,6 @@ FASTNAS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return (a > b) | (a != a) ? a : b;  // a NaN stays one
 }
 
-// A row of pooled pixels, `average` and `largest`, as tiles (out_width, whole channels): first the windows'
-// columns, then their sums and maxima. `columns`: two rows of (width + 2) vectors.
-template <class T>
-inline void pool_row(const Params& p, const T* x, int64_t y, T* columns, T* average, T* largest) {
-  constexpr int64_t lanes = kLanes<T>;
-  const int64_t width = whole_vectors<T>(p.channels);
-  const Taps rows = taps_inside(y, p.stride, p.height);
-  T* sums = columns + lanes;
-  T* maxima = columns + (p.width + 3) * lanes;
-  const Vec<T> zero = {}, least = zero - std::numeric_limits<T>::infinity();
-  for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {
-    for (const int64_t outside : {int64_t{-1}, p.width}) {
-      store<T>(sums + outside * lanes, zero);
-      store<T>(maxima + outside * lanes, least);
-    }
-    const T* first = x + (y * p.stride - 1 + rows.first) * p.width * p.pixel + c;
-    for (int64_t i = 0; i < p.width; ++i) {
-      Vec<T> sum = load_channels(first + i * p.pixel, count), most = sum;
-      for (int64_t row = 1; row < rows.last - rows.first; ++row) {
-        const Vec<T> value = load_channels(first + (row * p.width + i) * p.pixel, count);
-        sum += value;
-        most = larger<T>(value, most);
-      }
-      store<T>(sums + i * lanes, sum);
-      store<T>(maxima + i * lanes, most);
-    }
-    for (int64_t out = 0; out < p.out_width; ++out) {
-      const Taps inside = taps_inside(out, p.stride, p.width);
-      const T share = kShares<T>[(rows.last - rows.first) * (inside.last - inside.first)];
-      const T* at = sums + out * p.stride * lanes;
-      const T* at_most = maxima + out * p.stride * lanes;
-      store<T>(average + out * width + c, (load(at - lanes) + load(at) + load(at + lanes)) * share);
-      store<T>(largest + out * width + c,
-               larger<T>(load(at_most - lanes), larger<T>(load(at_most), load(at_most + lanes))));
-    }
-  });
-}
-
-// `tiles`: two rows of pooled pixels, and two of columns.
-template <class T>
-inline void forward_image(const Params& p, int64_t image, const Moments<T>& average,
-                          const Moments<T>& largest, T* tiles) {
-  const int64_t width = whole_vectors<T>(p.channels);
-  const T* x = static_cast<const T*>(p.x) + image * p.height * p.width * p.pixel;
-  T* most = tiles + p.out_width * width;
-  for (int64_t y = 0; y < p.out_height; ++y) {
-    pool_row(p, x, y, most + p.out_width * width, tiles, most);
-    const int64_t row = (image * p.out_height + y) * p.out_width;
-    if (p.average != nullptr)
-      store_pixels(tiles, width, p.out_width, p.channels, static_cast<T*>(p.average) + row * p.average_pixel,
-                   p.average_pixel, p.average_norms.empty() ? nullptr : &average, y == 0);
-    if (p.maximum != nullptr)
-      store_pixels(most, width, p.out_width, p.channels, static_cast<T*>(p.maximum) + row * p.maximum_pixel,
-                   p.maximum_pixel, p.maximum_norms.empty() ? nullptr : &largest, y == 0);
-  }
-}
-
 // Calls body(out, before, middle, behind) for every window along a row, with what at(column) gives of its
 // three columns; columns -1 and `width` are outside.
 template <class At, class Body>
@@ -95,6 +38,64 @@ FASTNAS_INLINE void for_each_window(const Params& p, const At& at, const Body& b
     body(out, before, middle, behind);
     before = middle;
     middle = behind;
+  }
+}
+
+// One column of a window: the sum and the maximum of its rows that are inside.
+template <class T>
+struct Column {
+  Vec<T> sum, most;
+};
+
+// Row `y` of both pooled images, one vector of channels; null: not wanted. Columns stay in registers from one
+// window to the next.
+template <class T, class Count>
+FASTNAS_INLINE void pool_row(const Params& p, const T* x, int64_t y, T* average, T* largest, Count count) {
+  const Taps rows = taps_inside(y, p.stride, p.height);
+  const int64_t width = p.width, stride = p.stride, pixel = p.pixel, line = p.width * p.pixel;
+  const int64_t average_pixel = p.average_pixel, largest_pixel = p.maximum_pixel,
+                height = rows.last - rows.first;
+  const T* first = x + (y * stride - 1 + rows.first) * line;
+  const auto column = [&](int64_t i) -> Column<T> {
+    if (i < 0 || i >= width) return {Vec<T>{}, Vec<T>{} - std::numeric_limits<T>::infinity()};
+    const T* at = first + i * pixel;
+    const Vec<T> top = load_channels(at, count);
+    Column<T> all{top, top};
+    for (int64_t row = 1; row < height; ++row) {
+      const Vec<T> value = load_channels(at + row * line, count);
+      all = {all.sum + value, larger<T>(value, all.most)};
+    }
+    return all;
+  };
+  for_each_window(
+      p, column, [&](int64_t out, const Column<T>& before, const Column<T>& middle, const Column<T>& behind) {
+        const Taps columns = taps_inside(out, stride, width);
+        const T share = kShares<T>[height * (columns.last - columns.first)];
+        if (average != nullptr)
+          store_channels(average + out * average_pixel, (before.sum + middle.sum + behind.sum) * share,
+                         count);
+        if (largest != nullptr)
+          store_channels(largest + out * largest_pixel,
+                         larger<T>(before.most, larger<T>(middle.most, behind.most)), count);
+      });
+}
+
+template <class T>
+inline void forward_image(const Params& p, int64_t image, const Moments<T>& average,
+                          const Moments<T>& largest) {
+  const T* x = static_cast<const T*>(p.x) + image * p.height * p.width * p.pixel;
+  for (int64_t y = 0; y < p.out_height; ++y) {
+    const int64_t row = (image * p.out_height + y) * p.out_width;
+    T* to_average = p.average == nullptr ? nullptr : static_cast<T*>(p.average) + row * p.average_pixel;
+    T* to_largest = p.maximum == nullptr ? nullptr : static_cast<T*>(p.maximum) + row * p.maximum_pixel;
+    for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {
+      pool_row<T>(p, x + c, y, to_average == nullptr ? nullptr : to_average + c,
+                  to_largest == nullptr ? nullptr : to_largest + c, count);
+    });
+    if (!p.average_norms.empty())
+      add_pixels(to_average, p.average_pixel, p.out_width, p.channels, average, y == 0);
+    if (!p.maximum_norms.empty())
+      add_pixels(to_largest, p.maximum_pixel, p.out_width, p.channels, largest, y == 0);
   }
 }
 
