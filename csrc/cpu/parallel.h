@@ -33,4 +33,17 @@ void for_each_chunk(int64_t n, int64_t chunk_size, const Body& body) {
   });
 }
 
+// Elements that one thread copies in about the time that a parallel region takes to begin and end, several
+// microseconds.
+inline constexpr int64_t kFewElements = 16384;
+
+// As for_each_chunk, but on the calling thread where all chunks together cost no more than copying few
+// elements.
+template <class Body>
+void for_each_chunk_of(int64_t elements, int64_t n, int64_t chunk_size, const Body& body) {
+  if (elements > kFewElements) return for_each_chunk(n, chunk_size, body);
+  for (int64_t chunk = 0, begin = 0; begin < n; ++chunk, begin += chunk_size)
+    body(chunk, begin, std::min(n, begin + chunk_size));
+}
+
 }  // namespace fastnas::cpu

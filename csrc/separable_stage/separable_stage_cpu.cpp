@@ -37,6 +37,29 @@ struct Workspace {
   T *a, *b, *c;   // tiles of (positions, channels)
 };
 
+// to (rows, columns), its rows to_row apart, out of elements row_step and column_step apart. A transpose goes
+// down strips of columns: what it reads lies in as many cache lines as a strip is wide.
+template <class T>
+void copy_matrix(const T* from, int64_t row_step, int64_t column_step, int64_t rows, int64_t columns, T* to,
+                 int64_t to_row) {
+  constexpr int64_t kStrip = 8;
+  if (column_step == 1) {
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * row_step, columns, to + r * to_row);
+    return;
+  }
+  int64_t first = 0;
+  for (; first + kStrip <= columns; first += kStrip)
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* at = from + r * row_step + first * column_step;
+      T strip[kStrip];
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < kStrip; ++c) strip[c] = at[c * column_step];
+      std::copy_n(strip, kStrip, to + r * to_row + first);
+    }
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = first; c < columns; ++c) to[r * to_row + c] = from[r * row_step + c * column_step];
+}
+
 // A call's arguments in whole vectors, and its partial sums. Offsets count elements.
 template <class T>
 class Packed {
@@ -67,11 +90,12 @@ class Packed {
   }
   // Adds the partial sums of all chunks of images, in order, to the first's.
   void add_chunks(int64_t chunks) const {
-    for_each_chunk(chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
+    for_each_chunk_of(chunks * chunk_size_, chunk_size_, 4096, [&](int64_t, int64_t begin, int64_t end) {
       for (int64_t chunk = 1; chunk < chunks; ++chunk)
         for (int64_t i = begin; i < end; ++i) grads_.data()[i] += grads_.data()[chunk * chunk_size_ + i];
     });
   }
+  int64_t grads_size() const { return chunk_size_; }  // after add_chunks
   int64_t whole(int64_t channels) const { return (channels + lanes_ - 1) / lanes_ * lanes_; }
   int64_t lanes() const { return lanes_; }
 
@@ -146,9 +170,9 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
     pointwise.push_back(to);
     to += pointwise_size(b, backward);
   }
-  for_each_chunk(static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  for_each_chunk_of(size, static_cast<int64_t>(places.size()), 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
-    if (!b.dense) pack_depthwise(b, places[k]);
+    if (depthwise_size(b) > 0) pack_depthwise(b, places[k]);
     pack_pointwise(b, backward, places[k] + (pointwise[k] - depthwise[k]));
   });
 }
@@ -156,13 +180,12 @@ Packed<T>::Packed(const Params& params, bool backward, int64_t chunks) : params_
 template <class T>
 void Packed<T>::pack_depthwise(const Branch& b, T* to) const {
   const T* from = static_cast<const T*>(b.depthwise);
-  const int64_t taps = b.kernel * b.kernel, reversed = depthwise_size(b);
-  for (int64_t c = 0; c < params_.sources[b.source].channels; ++c) {
-    T* vector = to + c / lanes_ * taps * lanes_ + c % lanes_;
-    for (int64_t k = 0; k < taps; ++k) {
-      vector[k * lanes_] = from[c * taps + k];
-      vector[reversed + (taps - 1 - k) * lanes_] = from[c * taps + k];
-    }
+  const int64_t channels = params_.sources[b.source].channels, taps = b.kernel * b.kernel;
+  T* reversed = to + depthwise_size(b) + (taps - 1) * lanes_;
+  for (int64_t c = 0; c < channels; c += lanes_) {
+    const int64_t count = std::min(lanes_, channels - c);
+    copy_matrix(from + c * taps, 1, taps, taps, count, to + c * taps, lanes_);
+    copy_matrix(from + c * taps, 1, taps, taps, count, reversed + c * taps, -lanes_);
   }
 }
 
@@ -171,15 +194,13 @@ void Packed<T>::pack_pointwise(const Branch& b, bool backward, T* to) const {
   const T* from = static_cast<const T*>(b.pointwise);
   const int64_t channels = params_.sources[b.source].channels, taps = b.dense ? b.kernel * b.kernel : 1;
   const int64_t tap_size = pointwise_size(b, backward) / taps;
-  for (int64_t out = 0; out < b.channels; ++out)
-    for (int64_t in = 0; in < channels; ++in)
-      for (int64_t t = 0; t < taps; ++t) {
-        const T value = from[(out * channels + in) * taps + t];
-        if (backward)  // the transpose takes the taps in reverse
-          to[(taps - 1 - t) * tap_size + out * whole(channels) + in] = value;
-        else
-          to[t * tap_size + in * whole(b.channels) + out] = value;
-      }
+  for (int64_t t = 0; t < taps; ++t)
+    if (backward)  // the transpose takes the taps in reverse
+      copy_matrix(from + t, channels * taps, taps, b.channels, channels, to + (taps - 1 - t) * tap_size,
+                  whole(channels));
+    else
+      copy_matrix(from + t, taps, channels * taps, channels, b.channels, to + t * tap_size,
+                  whole(b.channels));
 }
 
 #define FASTNAS_KERNEL_FILE "separable_stage/separable_stage_cpu_kernel.h"
@@ -187,7 +208,8 @@ void Packed<T>::pack_pointwise(const Branch& b, bool backward, T* to) const {
 
 namespace {
 
-constexpr int64_t kChunks = 16;  // of images in backward, each with its own partial sums
+constexpr int64_t kChunks = 16;     // of images in backward, each with its own partial sums
+constexpr int64_t kPerMoment = 16;  // merging one image's moment of a channel costs as many copied elements
 
 template <class T>
 void forward_image(const Params& params, const Packed<T>& packed, const Planes& p, int64_t source,
@@ -252,7 +274,10 @@ void forward(const Params& params) {
         forward_image(params, packed, p, source, task % params.images, scratch.workspace);
       });
   if (!params.training) return;
-  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  int64_t channels = 0;
+  for (const Branch& b : params.branches) channels += b.channels;
+  const int64_t branches = static_cast<int64_t>(params.branches.size());
+  for_each_chunk_of(kPerMoment * params.images * channels, branches, 1, [&](int64_t k, int64_t, int64_t) {
     const Branch& b = params.branches[k];
     if (b.mean == nullptr) return;
     for (int64_t c = 0; c < b.channels; ++c)
@@ -268,18 +293,15 @@ void unpack_weights(const Params& params, const Packed<T>& packed, size_t k) {
   const int64_t channels = params.sources[b.source].channels, taps = b.kernel * b.kernel;
   const int64_t lanes = packed.lanes(), row = packed.whole(channels);
   if (b.depthwise_grad != nullptr)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t t = 0; t < taps; ++t)
-        static_cast<T*>(b.depthwise_grad)[c * taps + t] =
-            packed.depthwise_grad(k, 0)[(c / lanes * taps + t) * lanes + c % lanes];
+    for (int64_t c = 0; c < channels; c += lanes)
+      copy_matrix(packed.depthwise_grad(k, 0) + c * taps, 1, lanes, std::min(lanes, channels - c), taps,
+                  static_cast<T*>(b.depthwise_grad) + c * taps, taps);
   if (b.pointwise_grad == nullptr) return;
-  const int64_t dense_taps = b.dense ? taps : 1;
-  for (int64_t t = 0; t < dense_taps; ++t)
-    for (int64_t out = 0; out < b.channels; ++out) {
-      const T* from = packed.pointwise_grad(k, 0) + (t * b.channels + out) * row;
-      T* to = static_cast<T*>(b.pointwise_grad) + out * channels * dense_taps + t;
-      for (int64_t in = 0; in < channels; ++in) to[in * dense_taps] = from[in];
-    }
+  const T* from = packed.pointwise_grad(k, 0);
+  T* to = static_cast<T*>(b.pointwise_grad);
+  if (!b.dense) return copy_matrix(from, row, 1, b.channels, channels, to, channels);
+  for (int64_t out = 0; out < b.channels; ++out)
+    copy_matrix(from + out * row, 1, b.channels * row, channels, taps, to + out * channels * taps, taps);
 }
 
 // BatchNorm's backward as three coefficients a channel: d x = a (d + b (x - mean) + c), where d is the
@@ -324,10 +346,13 @@ void backward(const Params& params) {
           backward_image(params, packed, p, source, image, chunk, scratch.workspace);
       });
   packed.add_chunks(chunks);
-  for_each_chunk(static_cast<int64_t>(params.branches.size()), 1, [&](int64_t k, int64_t, int64_t) {
+  const int64_t branches = static_cast<int64_t>(params.branches.size());
+  for_each_chunk_of(packed.grads_size(), branches, 1, [&](int64_t k, int64_t, int64_t) {
     unpack_weights(params, packed, static_cast<size_t>(k));
   });
-  for_each_chunk(sources, 1, [&](int64_t source, int64_t, int64_t) {
+  int64_t channels = 0;
+  for (const Source& s : params.sources) channels += s.norm == nullptr ? 0 : s.channels;
+  for_each_chunk_of(kPerMoment * params.images * channels, sources, 1, [&](int64_t source, int64_t, int64_t) {
     if (params.sources[source].norm != nullptr) merge_coefficients(params, packed, source);
   });
 }

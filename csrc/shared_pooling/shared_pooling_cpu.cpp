@@ -12,6 +12,9 @@ namespace fastnas::shared_pooling {
 
 using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
 
+constexpr int64_t kRows = 16;  // that backward holds of an image, each as long as a row of outputs
+constexpr int64_t kTerms = 8;  // numbers of a channel that it holds of an edge: four of each pooled branch
+
 #define FASTNAS_KERNEL_FILE "shared_pooling/shared_pooling_cpu_kernel.h"
 #include "cpu/for_each_level.h"
 
@@ -20,14 +23,13 @@ namespace {
 constexpr int64_t kMaxLanes = 16;
 
 template <class T>
-void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum,
-                   T* tiles) {
-  FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum, tiles);
+void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum) {
+  FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum);
 }
 
 template <class T>
-void backward_image(const Params& p, int64_t image, T* tiles) {
-  FASTNAS_DISPATCH(backward_image<T>, p, image, tiles);
+void backward_image(const Params& p, int64_t image, T* memory) {
+  FASTNAS_DISPATCH(backward_image<T>, p, image, memory);
 }
 
 template <class T>
@@ -43,20 +45,19 @@ template <class T>
 void forward(const Params& p) {
   const int64_t row = (p.channels + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
   const BatchMoments<T> average(p.images, row), maximum(p.images, row);
-  for_each_task(
-      p.images, [&] { return AlignedArray<T>(2 * p.out_width * row + 2 * (p.width + 2) * kMaxLanes); },
-      [&](int64_t image, const AlignedArray<T>& tiles) {
-        forward_image(p, image, average.of(image), maximum.of(image), tiles.data());
-      });
+  for_each_chunk(p.images, 1, [&](int64_t image, int64_t, int64_t) {
+    forward_image(p, image, average.of(image), maximum.of(image));
+  });
   store_norms(p, average, p.average_norms);
   store_norms(p, maximum, p.maximum_norms);
 }
 
 template <class T>
 void backward(const Params& p) {
+  const int64_t vectors = kRows * p.out_width + kTerms * static_cast<int64_t>(p.edges.size());
   for_each_task(
-      p.images, [&] { return AlignedArray<T>(2 * p.out_height * p.out_width * kMaxLanes); },
-      [&](int64_t image, const AlignedArray<T>& tiles) { backward_image(p, image, tiles.data()); });
+      p.images, [&] { return AlignedArray<T>(vectors * kMaxLanes, Fill::none); },
+      [&](int64_t image, const AlignedArray<T>& memory) { backward_image(p, image, memory.data()); });
 }
 
 }  // namespace
