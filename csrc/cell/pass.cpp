@@ -196,7 +196,7 @@ void Pass::sum_backward(const Images& grad, const std::vector<Images>& branches,
 
 shared_pooling::Params Pass::pooling(const Group& group) const {
   const Images& x = states_[group.state];
-  const Pooling& wanted = plan_.poolings[group.pooling];
+  const Pooling& wanted = group.pooling;
   shared_pooling::Params params{};
   params.x = x.data, params.pixel = x.pixel, params.images = count_, params.channels = plan_.channels;
   params.height = x.height, params.width = x.width, params.stride = group.stride;
@@ -235,8 +235,7 @@ void Pass::run(const Images& out, bool training, bool known) {
   for (size_t i = 0; i < plan_.groups.size(); ++i) {
     const Group& group = plan_.groups[i];
     read(i, training);
-    const auto& targets = plan_.poolings[group.pooling].targets;
-    if (group.opens && std::any_of(targets.begin(), targets.end(), is_wanted)) pool(group, training);
+    if (std::any_of(group.targets.begin(), group.targets.end(), is_wanted)) pool(group, training);
     for (size_t t = 0; t < group.targets.size(); ++t) {
       const int64_t target = group.targets[t];
       if (group.terms[t].empty() || !is_wanted(target)) continue;
@@ -293,7 +292,7 @@ std::vector<Images> Pass::firsts_of(size_t index) const {
 
 // Average and maximum, as far as wanted, of the state that a group reads.
 void Pass::pool(const Group& group, bool statistics) {
-  const Pooling& wanted = plan_.poolings[group.pooling];
+  const Pooling& wanted = group.pooling;
   if (!wanted.average && !wanted.maximum) return;
   reserve(pooled_, 2);
   shared_pooling::Params params = pooling(group);
@@ -413,7 +412,7 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted) {
 
 void Pass::read_backward(size_t index) {
   const Group& group = plan_.groups[index];
-  if (group.closes) pool(group, false);
+  pool(group, false);
   if (!group.middles.empty()) {
     reserve(middles_, group.middle.size());
     reserve(middle_grads_, group.middle.size());
@@ -433,19 +432,19 @@ void Pass::read_backward(size_t index) {
   }
   grads.insert(grads.end(), middle_grads.begin(), middle_grads.end());
   if (!group.first.empty()) stage_backward(grads, firsts_of(index), {x}, {kNone}, group.first, {x_grad});
-  if (group.opens) pool_backward(group);
+  pool_backward(group);
 }
 
 void Pass::pool_backward(const Group& group) {
-  const Pooling& wanted = plan_.poolings[group.pooling];
+  const Pooling& wanted = group.pooling;
   shared_pooling::Params params = pooling(group);
   params.x_grad = grads_[group.state].data, params.x_grad_pixel = grads_[group.state].pixel;
   const auto branch = [&](int64_t norm, int64_t index) -> shared_pooling::Branch {
     return {coefficient(norm), statistic(norm), weight(index)};
   };
-  for (size_t t = 0; t < wanted.targets.size(); ++t) {
+  for (size_t t = 0; t < group.targets.size(); ++t) {
     const PoolingRow& row = wanted.rows[t];
-    const Images& grad = grads_[wanted.targets[t]];
+    const Images& grad = grads_[group.targets[t]];
     FASTNAS_CHECK(row.skip_weight == kNone || group.stride == 1, kOp, "a skip-connection has stride 1");
     params.edges.push_back({grad.data, grad.pixel, branch(row.average_norm, row.average_weight),
                             branch(row.maximum_norm, row.maximum_weight), weight(row.skip_weight)});

@@ -49,18 +49,17 @@ class Reader {
   int64_t left_;
 };
 
-Pooling read_pooling(Reader& in, const Plan& plan) {
+Pooling read_pooling(Reader& in, const Plan& plan, size_t edges) {
   Pooling p{};
   p.average = in.index(2) == 1, p.maximum = in.index(2) == 1;
   p.average_norms = in.indices(plan.norms), p.maximum_norms = in.indices(plan.norms);
-  p.targets = in.indices(plan.states);
   const auto row = [&]() -> PoolingRow {
     const auto norm = [&] { return in.index(plan.norms, kNone); };
     const auto weight = [&] { return in.index(plan.mixing, kNone); };
     const int64_t average = norm(), average_weight = weight(), maximum = norm(), maximum_weight = weight();
     return {average, average_weight, maximum, maximum_weight, weight()};
   };
-  for (size_t i = 0; i < p.targets.size(); ++i) p.rows.push_back(row());
+  for (size_t i = 0; i < edges; ++i) p.rows.push_back(row());
   for (const PoolingRow& r : p.rows)
     FASTNAS_CHECK((p.average || std::max(r.average_norm, r.average_weight) == kNone) &&
                       (p.maximum || std::max(r.maximum_norm, r.maximum_weight) == kNone),
@@ -70,9 +69,6 @@ Pooling read_pooling(Reader& in, const Plan& plan) {
 
 Term read_term(Reader& in, const Plan& plan, const Group& group) {
   const Call call = static_cast<Call>(in.index(static_cast<int64_t>(Call::maximum) + 1));
-  const Pooling& pooling = plan.poolings[group.pooling];
-  FASTNAS_CHECK((call != Call::average || pooling.average) && (call != Call::maximum || pooling.maximum), kOp,
-                "sums a pooling that is not wanted");
   int64_t bound = 1;
   if (call == Call::first) bound = group.outputs;
   if (call == Call::second) bound = static_cast<int64_t>(group.middle.size());
@@ -113,8 +109,6 @@ void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, co
 Group read_group(Reader& in, const Plan& plan) {
   Group g{};
   g.state = in.index(plan.states), g.stride = in.number();
-  g.pooling = in.index(static_cast<int64_t>(plan.poolings.size()));
-  g.opens = in.index(2) == 1, g.closes = in.index(2) == 1;
   g.outputs = in.length();
   g.targets = in.indices(plan.states);
   g.first = in.rows();
@@ -122,6 +116,12 @@ Group read_group(Reader& in, const Plan& plan) {
   g.second = in.rows();
   for (size_t i = 0; i < g.targets.size(); ++i)
     g.terms.push_back(in.list([&] { return read_term(in, plan, g); }));
+  g.pooling = read_pooling(in, plan, g.targets.size());
+  for (const auto& terms : g.terms)
+    for (const Term& term : terms)
+      FASTNAS_CHECK((term.call != Call::average || g.pooling.average) &&
+                        (term.call != Call::maximum || g.pooling.maximum),
+                    kOp, "sums a pooling that is not wanted");
   const int64_t targets = static_cast<int64_t>(g.targets.size());
   const int64_t middles = static_cast<int64_t>(g.middle.size());
   FASTNAS_CHECK(g.middle_norms.size() == g.middle.size(), kOp, "needs one norm for each middle");
@@ -179,7 +179,6 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
     const int64_t offset = in.index(plan.weights - plan.channels + 1);
     return {norm, offset, in.index(plan.states)};
   });
-  plan.poolings = in.list([&] { return read_pooling(in, plan); });
   plan.groups = in.list([&] { return read_group(in, plan); });
   in.end();
   check_nodes(plan);

@@ -1,4 +1,4 @@
-// What a fused cell runs: the groups of edges that read one state, and which call of which op does which
+// What a fused cell runs: groups of all edges that read one state, and which call of which op does which
 // branch. fastnas/supernet/cell_plan.py says what the parts mean and writes a plan down as numbers.
 #pragma once
 
@@ -31,13 +31,12 @@ struct PoolingRow {
 
 struct Pooling {
   bool average, maximum;
-  std::vector<int64_t> average_norms, maximum_norms, targets;
-  std::vector<PoolingRow> rows;  // of each target
+  std::vector<int64_t> average_norms, maximum_norms;
+  std::vector<PoolingRow> rows;  // of each target of the group
 };
 
 struct Group {
-  int64_t state, stride, pooling;
-  bool opens, closes;  // its pooling
+  int64_t state, stride;
   int64_t outputs;     // of `first`
   std::vector<int64_t> targets;
   std::vector<separable_stage::Row> first, second;
@@ -45,6 +44,7 @@ struct Group {
   std::vector<separable_stage::Row> middles;  // the rows of `first` that make them, outputs counted anew
   std::vector<int64_t> ends;                  // the other outputs
   std::vector<std::vector<Term>> terms;       // of each target
+  Pooling pooling;
 };
 
 // A convolution's bias: the norm behind it, which takes it away again, where it lies, and the node that it
@@ -59,7 +59,6 @@ struct Plan {
   std::vector<int64_t> output;  // states that the cell puts side by side
   std::vector<int64_t> empty;   // nodes that no branch enters
   std::vector<Bias> biases;
-  std::vector<Pooling> poolings;
   std::vector<Group> groups;
 
   // Where a state begins in the output, in channels; kNone: it is not there.

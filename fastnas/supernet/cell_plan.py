@@ -58,23 +58,22 @@ class Pooling:
 
     Attributes:
         kinds: whether average and maximum are wanted, and the norms behind them, of all edges.
-        targets: nodes, in the order of ``table``, which is shared_pooling_backward's.
+        table: a row for each of the group's targets, which is shared_pooling_backward's.
     """
 
     kinds: dict[str, bool] = field(default_factory=lambda: {"average": False, "maximum": False})
     norms: dict[str, list[int]] = field(default_factory=lambda: {"average": [], "maximum": []})
-    targets: list[int] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
 
     def numbers(self) -> list[int]:
         """What csrc/cell/plan.cpp reads."""
         norms = [number for kind in self.norms.values() for number in _list(kind)]
-        return [*self.kinds.values(), *norms, *_list(self.targets), *self.table]
+        return [*self.kinds.values(), *norms, *self.table]
 
 
 @dataclass(eq=False)
 class EdgeGroup:
-    """Edges that read one state with one stride, and go through the native ops together.
+    """All edges that read one state with one stride; they go through the native ops together.
 
     ``first`` reads the state itself; its outputs ``middle`` are the first halves of separable convolutions, which
     ``second`` goes on with; its other outputs, ``ends``, enter a node. ``targets`` are the nodes whose gradients
@@ -86,9 +85,7 @@ class EdgeGroup:
     stride: int
     edges: list[int]
     targets: list[int]
-    pooling: Pooling
-    opens: bool  # the first group of its pooling
-    closes: bool  # the last one
+    pooling: Pooling = field(default_factory=Pooling)
     first: list[Branch] = field(default_factory=list)
     middle: list[int] = field(default_factory=list)
     middle_norms: list[int] = field(default_factory=list)
@@ -96,23 +93,16 @@ class EdgeGroup:
     terms: list[list[Term]] = field(default_factory=list)
     outputs: int = 0  # of `first`
 
-    def numbers(self, poolings: list[Pooling]) -> list[int]:
+    def numbers(self) -> list[int]:
         """What csrc/cell/plan.cpp reads."""
-        numbers = [
-            self.state,
-            self.stride,
-            poolings.index(self.pooling),
-            self.opens,
-            self.closes,
-            self.outputs,
-        ]
+        numbers = [self.state, self.stride, self.outputs]
         for items in (self.targets, _flat(self.first), self.middle, self.middle_norms, _flat(self.second)):
             numbers += _list(items)
         for terms in self.terms:
             numbers += [len(terms)]
             for term in terms:
                 numbers += [CALLS.index(term.call), term.index, term.norm, term.weight]
-        return numbers
+        return [*numbers, *self.pooling.numbers()]
 
 
 @dataclass(frozen=True)
@@ -132,8 +122,6 @@ class CellPlan:
         module: holds its weights and BatchNorms.
         prefix: of its names in the arenas.
         weights, running: the network's arenas, in which each cell is one span.
-        edges_at_once: at most so many edges go through the ops together. All that read one state on a GPU; on a
-            CPU so many that what passes between the calls stays in its caches.
 
     Attributes:
         preprocessing: of each input.
@@ -153,7 +141,6 @@ class CellPlan:
         prefix: str,
         weights: Arena,
         running: Arena,
-        edges_at_once: int,
     ) -> None:
         self.spec = spec
         self._weight_offsets = _offsets(weights, prefix)
@@ -167,7 +154,7 @@ class CellPlan:
         self.groups: list[EdgeGroup] = []
         for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
             rows = [i for i, e in enumerate(spec.edges) if (e.source, e.stride) == (state, stride)]
-            self._add_groups(state, stride, rows, edges_at_once)
+            self.groups.append(EdgeGroup(state, stride, rows, [spec.edges[row].target for row in rows]))
         for group in self.groups:
             for row in group.edges:
                 primitives = module.edges[row]
@@ -177,14 +164,6 @@ class CellPlan:
         self.empty = [node for node in range(len(spec.inputs), spec.states) if node not in entered]
         begin, end = weights.span(prefix)
         self.numbers = torch.tensor(self._numbers(end - begin))
-
-    def _add_groups(self, state: int, stride: int, rows: list[int], edges_at_once: int) -> None:
-        pooling = Pooling()
-        for begin in range(0, len(rows), edges_at_once):
-            edges = rows[begin : begin + edges_at_once]
-            targets = [self.spec.edges[row].target for row in edges]
-            opens, closes = begin == 0, begin + edges_at_once >= len(rows)
-            self.groups.append(EdgeGroup(state, stride, edges, targets, pooling, opens, closes))
 
     def _preprocessing(self, module: nn.Module) -> Preprocessing:
         if isinstance(module, nn.Identity):
@@ -245,7 +224,6 @@ class CellPlan:
                 group.middle.append(group.outputs)
                 group.middle_norms.append(middle_norm)
                 group.outputs += 1
-        group.pooling.targets.append(edge.target)
         group.pooling.table += [*pooled["average"], *pooled["maximum"], skip]
 
     def _stage(
@@ -280,23 +258,14 @@ class CellPlan:
         """The plan as csrc/cell/plan.cpp reads it."""
         spec = self.spec
         mixing = sum(len(edge.primitives) for edge in spec.edges)
-        numbers = [
-            spec.channels,
-            self.stride,
-            spec.states,
-            self.norms,
-            weights,
-            mixing,
-            len(self.preprocessing),
-        ]
+        numbers = [spec.channels, self.stride, spec.states, self.norms, weights, mixing]
+        numbers += [len(self.preprocessing)]
         for preprocessing in self.preprocessing:
             numbers += [preprocessing.norm, *_list(preprocessing.table)]
         numbers += [*_list(spec.output), *_list(self.empty), len(self.biases)]
         for norm, offset in self.biases.items():
             numbers += [norm, offset, self._target_of(norm)]
-        poolings = list({id(group.pooling): group.pooling for group in self.groups}.values())
-        numbers += [len(poolings), *(number for pooling in poolings for number in pooling.numbers())]
-        return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers(poolings))]
+        return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers())]
 
     def _target_of(self, norm: int) -> int:
         """The node that a normalised branch enters."""

@@ -17,11 +17,6 @@ from fastnas.supernet.fused_cell import fused_cell
 from fastnas.supernet.primitives import MOMENTUM
 from fastnas.supernet.reference import MixedCell, Supernet
 
-# Bytes that the calls for a group of edges touch in turn, at most: they stay in the last cache. Per edge these are
-# the state and its gradient, the target's gradient, four raw outputs, two middles and their gradients.
-WORKING_SET = 16 << 20
-EDGE_TENSORS = 11
-
 
 class FusedSupernet(Supernet):
     """:class:`Supernet` whose cells run as :func:`fused_cell`; differentiable once.
@@ -78,23 +73,10 @@ class FusedCell:
     def __init__(self, net: FusedSupernet, index: int, spec: Cell, module: MixedCell) -> None:
         prefix = f"stages.{index}."
         self.net, self.spec, self.module, self.prefix = net, spec, module, prefix
-        self.plans: dict[int, CellPlan] = {}
-        self.plan = self._plan(len(spec.edges))
+        self.plan = CellPlan(spec, module, prefix, net.weights, net.running)
         self.weights = net.weights.merge(prefix)
         begin, end = net.running.span(prefix)
         self.running = net.running.flat[begin:end].view(self.plan.norms, 2, spec.channels)
-
-    def _plan(self, edges_at_once: int) -> CellPlan:
-        if edges_at_once not in self.plans:
-            self.plans[edges_at_once] = CellPlan(
-                self.spec, self.module, self.prefix, self.net.weights, self.net.running, edges_at_once
-            )
-        return self.plans[edges_at_once]
-
-    def _plan_for(self, pixels: int) -> CellPlan:
-        """The plan whose groups of edges work within the CPU's caches where a node has so many pixels."""
-        node = self.spec.channels * pixels * self.weights.element_size()
-        return self._plan(min(max(WORKING_SET // max(EDGE_TENSORS * node, 1), 1), len(self.spec.edges)))
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
@@ -107,9 +89,7 @@ class FusedCell:
                 "take a larger batch or larger images"
             )
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
-        out = fused_cell(
-            self._plan_for(pixels), inputs, mixing, self.weights, statistics, training, self.net.recompute
-        )
+        out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
             self._move_statistics(statistics, inputs, out)
         return out
