@@ -37,7 +37,7 @@ struct Pooling {
 
 struct Group {
   int64_t state, stride;
-  int64_t outputs;     // of `first`
+  int64_t outputs;  // of `first`
   std::vector<int64_t> targets;
   std::vector<separable_stage::Row> first, second;
   std::vector<int64_t> middle, middle_norms;  // outputs of `first` that `second` reads

@@ -126,8 +126,7 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
     for (int64_t row = y; row < end; ++row) {
       const StoreGradient<T> plane{at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), soon_raw,
                                    soon_grad, soon_input};
-      for (Soon<T, false>* soon : {&soon_raw, &soon_grad, &soon_input})
-        soon->pixels += b.width * soon->pixel;
+      for (Soon<T, false>* soon : {&soon_raw, &soon_grad, &soon_input}) soon->pixels += b.width * soon->pixel;
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors,
              plane);
     }
