@@ -2,9 +2,10 @@
 // namespace: no guard, no includes.
 
 // dt = a (g + b (t - mean) + c) of some positions, `position` elements apart in `out` and vectors `vector`.
+// `next_grad` is read next.
 template <class T>
-inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t positions, int64_t position,
-                         int64_t vector, T* out) {
+inline void raw_gradient(const Branch& b, const T* grad, const T* raw, const T* next_grad, int64_t positions,
+                         int64_t position, int64_t vector, T* out) {
   for_each_vector<T>(b.channels, [&](int64_t v, int64_t c, auto count) {
     const T* coefficients = static_cast<const T*>(b.coefficients) + c;
     const Vec<T> scale = load_channels(coefficients, count);
@@ -12,6 +13,7 @@ inline void raw_gradient(const Branch& b, const T* grad, const T* raw, int64_t p
     const Vec<T> constant = load_channels(coefficients + 2 * b.coefficient_row, count);
     const Vec<T> mean = load_channels(static_cast<const T*>(b.mean) + c, count);
     for (int64_t i = 0; i < positions; ++i) {
+      __builtin_prefetch(next_grad + i * b.grad_pixel + c);
       const Vec<T> g = load_channels(grad + i * b.grad_pixel + c, count);
       const Vec<T> t = load_channels(raw + i * b.raw_pixel + c, count);
       store<T>(out + i * position + v * vector, scale * ((g + constant) + of_raw * (t - mean)));
@@ -66,7 +68,7 @@ template <class T>
 struct StoreGradient {
   T* to;
   int64_t plane;
-  Soon<T, false> next_raw, next_grad, next_input;
+  Soon<T, false> next_raw, next_input;
 
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
@@ -76,7 +78,6 @@ struct StoreGradient {
       for (int v = 0; v < V; ++v)
         store<T>(to + (first_row + r) * kLanes<T> + (first_vector + v) * plane, tile[r][v]);
     next_raw.template prefetch<R, V>(first_row, first_vector);
-    next_grad.template prefetch<R, V>(first_row, first_vector);
     next_input.template prefetch<R, V>(first_row, first_vector);
   }
 };
@@ -105,7 +106,9 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
   for (int64_t y = 0; y < b.height; y += step) {
     const int64_t end = std::min(y + step, b.height), positions = (end - y) * b.width;
     activation.until_output(b, end);
-    raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel, positions, width,
+    const bool last = end == b.height;
+    raw_gradient(b, grad + y * b.width * b.grad_pixel, raw + y * b.width * b.raw_pixel,
+                 last ? grad_of<T>(next, image) : grad + end * b.width * b.grad_pixel, positions, width,
                  lanes, w.b);
     if (pointwise_grad != nullptr) {
       depthwise_tile(b, p, w.input, depthwise, y, end, w.a);
@@ -118,15 +121,12 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
       add_to_source(b, p, w.a, y, end, w.input_grad);
       continue;
     }
-    const bool last = end == b.height;
     Soon<T, false> soon_raw{last ? raw_of<T>(next, image) : raw + end * b.width * b.raw_pixel, b.raw_pixel};
-    Soon<T, false> soon_grad{last ? grad_of<T>(next, image) : grad + end * b.width * b.grad_pixel,
-                             b.grad_pixel};
     Soon<T, false> soon_input = activation.soon();
     for (int64_t row = y; row < end; ++row) {
       const StoreGradient<T> plane{at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), soon_raw,
-                                   soon_grad, soon_input};
-      for (Soon<T, false>* soon : {&soon_raw, &soon_grad, &soon_input}) soon->pixels += b.width * soon->pixel;
+                                   soon_input};
+      for (Soon<T, false>* soon : {&soon_raw, &soon_input}) soon->pixels += b.width * soon->pixel;
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors,
              plane);
     }
@@ -151,9 +151,9 @@ inline void dense_backward_tiles(const Source& s, const Branch& b, const Planes&
     activation.until_output(b, end);
     for (int64_t i = y; i < end; ++i) {
       const int64_t first = (image * b.height + i) * b.width;
-      raw_gradient(b, static_cast<const T*>(b.grad) + first * b.grad_pixel,
-                   static_cast<const T*>(b.raw) + first * b.raw_pixel, b.width, lanes, plane_size<T>(p),
-                   at(w.plane, p, 0, i + p.pad, p.pad));
+      const T* grad = static_cast<const T*>(b.grad) + first * b.grad_pixel;
+      raw_gradient(b, grad, static_cast<const T*>(b.raw) + first * b.raw_pixel, grad + b.width * b.grad_pixel,
+                   b.width, lanes, plane_size<T>(p), at(w.plane, p, 0, i + p.pad, p.pad));
     }
     if (weights_grad != nullptr)
       dense_weights(first_tap(static_cast<const T*>(w.input), p, b, 0, y), b.kernel, row, p.vectors,
