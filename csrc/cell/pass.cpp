@@ -132,7 +132,7 @@ separable_stage::Params Pass::stage(const std::vector<Images>& sources, const st
   for (size_t s = 0; s < sources.size(); ++s) {
     const Images& x = sources[s];
     params.sources.push_back(
-        {x.data, x.pixel, x.height, x.width, x.channels, statistic(norms[s]), nullptr, 0, nullptr});
+        {x.data, x.pixel, x.height, x.width, x.channels, statistic(norms[s]), nullptr, 0, false, nullptr});
   }
   const char* weights = static_cast<const char*>(given_.weights.data_ptr());
   for (const Row& row : rows) {
@@ -153,11 +153,13 @@ separable_stage::Params Pass::stage(const std::vector<Images>& sources, const st
 
 void Pass::stage_backward(const std::vector<Images>& grads, const std::vector<Images>& raws,
                           const std::vector<Images>& sources, const std::vector<int64_t>& norms,
-                          const std::vector<Row>& rows, const std::vector<Images>& source_grads) const {
+                          const std::vector<Row>& rows, const std::vector<Images>& source_grads,
+                          bool add) const {
   separable_stage::Params params = stage(sources, norms, rows, raws, given_.training);
   for (size_t s = 0; s < sources.size(); ++s) {
     separable_stage::Source& source = params.sources[s];
     source.grad = source_grads[s].data, source.grad_pixel = source_grads[s].pixel;
+    source.add = add;
     source.coefficients = coefficient(norms[s]);
   }
   for (size_t k = 0; k < rows.size(); ++k) {
@@ -183,15 +185,15 @@ normalised_mixed_sum::Params Pass::sum(const std::vector<Images>& branches, cons
   return params;
 }
 
-void Pass::sum_backward(const Images& grad, const std::vector<Images>& branches,
-                        const std::vector<Term>& terms) {
+normalised_mixed_sum::Params Pass::sum_backward(const Images& grad, const std::vector<Images>& branches,
+                                                const std::vector<Term>& terms) const {
   normalised_mixed_sum::Params params = sum(branches, terms, grad, false);
   char* weight_grads = static_cast<char*>(mixing_grad_.data_ptr());
   for (size_t k = 0; k < terms.size(); ++k) {
     params.branches[k].coefficients = coefficient(terms[k].norm);
     if (terms[k].weight != kNone) params.branches[k].weight_grad = weight_grads + terms[k].weight * element_;
   }
-  normalised_mixed_sum::run_backward(params);
+  return params;
 }
 
 shared_pooling::Params Pass::pooling(const Group& group) const {
@@ -236,13 +238,14 @@ void Pass::run(const Images& out, bool training, bool known) {
     const Group& group = plan_.groups[i];
     read(i, training);
     if (std::any_of(group.targets.begin(), group.targets.end(), is_wanted)) pool(group, training);
+    std::vector<normalised_mixed_sum::Params> sums;
     for (size_t t = 0; t < group.targets.size(); ++t) {
       const int64_t target = group.targets[t];
       if (group.terms[t].empty() || !is_wanted(target)) continue;
-      normalised_mixed_sum::run_forward(
-          sum(branches_of(i, group.terms[t]), group.terms[t], states_[target], begun[target]));
+      sums.push_back(sum(branches_of(i, group.terms[t]), group.terms[t], states_[target], begun[target]));
       begun[target] = true;
     }
+    if (!sums.empty()) normalised_mixed_sum::run_forward(sums);
   }
 }
 
@@ -259,7 +262,7 @@ void Pass::preprocess(size_t i, bool training) {
   separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training));
   own_.push_back(batch(raw.height, raw.width));
   states_[i] = own_.back().images;
-  normalised_mixed_sum::run_forward(sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false));
+  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)});
 }
 
 // All convolutions of a group, up to their raw outputs.
@@ -392,16 +395,14 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted) {
   if (!has_pixels()) torch::stable::zero_(weights_grad_);
   for (int64_t state = 0; state < plan_.states; ++state) {
     const int64_t slot = plan_.slot(state);
+    begun_.push_back(slot != kNone);
     if (slot != kNone && !plan_.is_input(state)) {
       grads_.push_back(slice(whole, slot));
       continue;
     }
     own_grads_.push_back(batch(states_[state].height, states_[state].width));
     grads_.push_back(own_grads_.back().images);
-    if (slot == kNone)
-      fill_zero(grads_.back(), element_);
-    else
-      copy(slice(whole, slot), grads_.back(), element_);
+    if (slot != kNone) copy(slice(whole, slot), grads_.back(), element_);
   }
   for (size_t i = plan_.groups.size(); i-- > 0;) read_backward(i);
   std::vector<Tensor> inputs;
@@ -410,16 +411,26 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted) {
   return {mixing_grad_, weights_grad_, inputs};
 }
 
+// Zero, if nothing has been added to a state's gradient.
+void Pass::begin_grad(int64_t state) {
+  if (!begun_[state]) fill_zero(grads_[state], element_);
+  begun_[state] = true;
+}
+
 void Pass::read_backward(size_t index) {
   const Group& group = plan_.groups[index];
+  for (const int64_t target : group.targets) begin_grad(target);
   pool(group, false);
   if (!group.middles.empty()) {
     reserve(middles_, group.middle.size());
     reserve(middle_grads_, group.middle.size());
   }
+  std::vector<normalised_mixed_sum::Params> sums;
   for (size_t t = 0; t < group.targets.size(); ++t)
     if (!group.terms[t].empty())
-      sum_backward(grads_[group.targets[t]], branches_of(index, group.terms[t]), group.terms[t]);
+      sums.push_back(
+          sum_backward(grads_[group.targets[t]], branches_of(index, group.terms[t]), group.terms[t]));
+  if (!sums.empty()) normalised_mixed_sum::run_backward(sums);
   const Images &x = states_[group.state], &x_grad = grads_[group.state];
   std::vector<Images> grads;
   for (const int64_t target : group.targets) grads.push_back(grads_[target]);
@@ -428,10 +439,14 @@ void Pass::read_backward(size_t index) {
     const std::vector<Images> middles = images_of_all(middles_, group.middle.size());
     separable_stage::run_forward(stage({x}, {kNone}, group.middles, middles, false));
     stage_backward(grads, images_of_all(seconds_[index], group.middle.size()), middles, group.middle_norms,
-                   group.second, middle_grads);
+                   group.second, middle_grads, false);
   }
   grads.insert(grads.end(), middle_grads.begin(), middle_grads.end());
-  if (!group.first.empty()) stage_backward(grads, firsts_of(index), {x}, {kNone}, group.first, {x_grad});
+  if (!group.first.empty()) {
+    stage_backward(grads, firsts_of(index), {x}, {kNone}, group.first, {x_grad}, begun_[group.state]);
+    begun_[group.state] = true;
+  }
+  begin_grad(group.state);
   pool_backward(group);
 }
 
@@ -455,14 +470,15 @@ void Pass::pool_backward(const Group& group) {
 // The gradient of an input, out of that of its state.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
+  begin_grad(static_cast<int64_t>(i));
   if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
   const Images& raw = projected_[next_projected_++].images;
-  sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}});
+  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
   const Images x = input_images(i);
   const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);
   const Images x_grad = images_of(grad, kOp, "x_grad");
-  fill_zero(x_grad, element_);
-  stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad});
+  if (!has_pixels()) fill_zero(x_grad, element_);
+  stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad}, false);
   return grad;
 }
 

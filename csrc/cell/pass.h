@@ -64,10 +64,11 @@ class Pass {
                                 bool training) const;
   void stage_backward(const std::vector<Images>& grads, const std::vector<Images>& raws,
                       const std::vector<Images>& sources, const std::vector<int64_t>& norms,
-                      const std::vector<Row>& rows, const std::vector<Images>& source_grads) const;
+                      const std::vector<Row>& rows, const std::vector<Images>& source_grads, bool add) const;
   normalised_mixed_sum::Params sum(const std::vector<Images>& branches, const std::vector<Term>& terms,
                                    const Images& out, bool add) const;
-  void sum_backward(const Images& grad, const std::vector<Images>& branches, const std::vector<Term>& terms);
+  normalised_mixed_sum::Params sum_backward(const Images& grad, const std::vector<Images>& branches,
+                                            const std::vector<Term>& terms) const;
   shared_pooling::Params pooling(const Group& group) const;
 
   void run(const Images& out, bool training, bool known);
@@ -77,6 +78,7 @@ class Pass {
   std::vector<Images> branches_of(size_t group, const std::vector<Term>& terms) const;
   std::vector<Images> firsts_of(size_t group) const;
 
+  void begin_grad(int64_t state);
   void read_backward(size_t group);
   void pool_backward(const Group& group);
   Tensor preprocess_backward(size_t input);
@@ -98,6 +100,7 @@ class Pass {
   bool weights_wanted_ = false;
   std::vector<Batch> own_grads_;
   std::vector<Images> grads_;  // of the states
+  std::vector<bool> begun_;    // whether there is something in them yet
   size_t next_projected_ = 0;
 };
 

@@ -49,7 +49,7 @@ void forward(const std::vector<Tensor>& branches, const std::vector<int64_t>& no
              bool add) {
   Params params = common(out, branches, norms, weights, indices, statistics, eps, false);
   params.add = add;
-  run_forward(params);
+  run_forward({params});
 }
 
 // Backward writes one gradient a row, so no two branches may share one.
@@ -79,25 +79,30 @@ void backward(const Tensor& grad, const std::vector<Tensor>& branches, const std
     if (norms[k] >= 0) b.coefficients = coefficient_data + norms[k] * 3 * statistics.size(2) * element;
     if (indices[k] >= 0) b.weight_grad = weights_grad_data + indices[k] * element;
   }
-  run_backward(params);
+  run_backward({params});
 }
 
 // A product and a sum for each branch and number.
-Work work(const Params& p) {
-  const int64_t branches = static_cast<int64_t>(p.branches.size()), elements = p.pixels * p.channels;
-  return {2 * branches * elements, (branches + 1 + (p.add ? 1 : 0)) * elements * size_of(p.dtype)};
+Work work(const std::vector<Params>& sums) {
+  Work all{};
+  for (const Params& p : sums) {
+    const int64_t branches = static_cast<int64_t>(p.branches.size()), elements = p.pixels * p.channels;
+    all.flops += 2 * branches * elements;
+    all.bytes += (branches + 1 + (p.add ? 1 : 0)) * elements * size_of(p.dtype);
+  }
+  return all;
 }
 
 }  // namespace
 
-void run_forward(const Params& p) {
-  const Counted counted("normalised_mixed_sum", work(p));
-  forward_cpu(p);
+void run_forward(const std::vector<Params>& sums) {
+  const Counted counted("normalised_mixed_sum", work(sums));
+  forward_cpu(sums);
 }
 
-void run_backward(const Params& p) {
-  const Counted counted("normalised_mixed_sum_backward", work(p));
-  backward_cpu(p);
+void run_backward(const std::vector<Params>& sums) {
+  const Counted counted("normalised_mixed_sum_backward", work(sums));
+  backward_cpu(sums);
 }
 
 }  // namespace fastnas::normalised_mixed_sum

@@ -33,11 +33,12 @@ struct Params {
   Dtype dtype;
 };
 
-void forward_cpu(const Params& params);
-void backward_cpu(const Params& params);
+// Several sums over equally many pixels and channels go together: branches that they share are read once.
+void forward_cpu(const std::vector<Params>& sums);
+void backward_cpu(const std::vector<Params>& sums);
 
 // Counts the work (work.h) and runs the device's kernels.
-void run_forward(const Params& params);
-void run_backward(const Params& params);
+void run_forward(const std::vector<Params>& sums);
+void run_backward(const std::vector<Params>& sums);
 
 }  // namespace fastnas::normalised_mixed_sum

@@ -70,34 +70,30 @@ void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_
 }
 
 template <class T>
-void forward(const Params& p) {
-  const Factors<T> factors(p);
-  for_each_chunk(p.pixels, kForwardChunk,
-                 [&](int64_t, int64_t begin, int64_t end) { forward_pixels(p, factors, begin, end); });
+std::vector<Factors<T>> factors_of(const std::vector<Params>& sums) {
+  std::vector<Factors<T>> factors;
+  for (const Params& p : sums) factors.emplace_back(p);
+  return factors;
 }
 
 template <class T>
-void backward(const Params& p) {
-  const Factors<T> factors(p);
-  const int64_t branches = static_cast<int64_t>(p.branches.size()), size = (branches + 1) * p.channels;
-  // Chunks are added up in groups, groups in order: a group is a task with its own sums.
-  const int64_t groups = std::min<int64_t>(64, (p.pixels + kBackwardChunk - 1) / kBackwardChunk);
-  const int64_t chunks = (p.pixels + kBackwardChunk - 1) / kBackwardChunk;
-  const int64_t per_group = groups == 0 ? 0 : (chunks + groups - 1) / groups;
-  const AlignedArray<double> sums(std::max<int64_t>(1, groups) * size);
-  for_each_chunk(chunks, std::max<int64_t>(1, per_group), [&](int64_t group, int64_t first, int64_t last) {
-    for (int64_t chunk = first; chunk < last; ++chunk)
-      backward_pixels(p, factors, chunk * kBackwardChunk, std::min(p.pixels, (chunk + 1) * kBackwardChunk),
-                      sums.data() + group * size);
+void forward(const std::vector<Params>& sums) {
+  const std::vector<Factors<T>> factors = factors_of<T>(sums);
+  for_each_chunk(sums.front().pixels, kForwardChunk, [&](int64_t, int64_t begin, int64_t end) {
+    for (size_t i = 0; i < sums.size(); ++i) forward_pixels(sums[i], factors[i], begin, end);
   });
-  for (int64_t group = 1; group < groups; ++group)
-    for (int64_t i = 0; i < size; ++i) sums.data()[i] += sums.data()[group * size + i];
+}
 
-  const double* totals = sums.data() + branches * p.channels;
+// Gradients of the weights, and the coefficients of the branches' gradients, from the sums (branches + 1, C)
+// over all pixels.
+template <class T>
+void finish(const Params& p, const double* sums) {
+  const int64_t branches = static_cast<int64_t>(p.branches.size());
+  const double* totals = sums + branches * p.channels;
   const double count = static_cast<double>(p.pixels);
   for (int64_t k = 0; k < branches; ++k) {
     const Branch& b = p.branches[k];
-    const double* products = sums.data() + k * p.channels;
+    const double* products = sums + k * p.channels;
     const double weight = Factors<T>::weight_of(b);
     double weight_grad = 0;
     for (int64_t c = 0; c < p.channels; ++c) {
@@ -115,10 +111,39 @@ void backward(const Params& p) {
   }
 }
 
+template <class T>
+void backward(const std::vector<Params>& params) {
+  const std::vector<Factors<T>> factors = factors_of<T>(params);
+  const int64_t pixels = params.front().pixels;
+  std::vector<int64_t> at;
+  int64_t size = 0;
+  for (const Params& p : params) {
+    at.push_back(size);
+    size += (static_cast<int64_t>(p.branches.size()) + 1) * p.channels;
+  }
+  // Chunks are added up in groups, groups in order: a group is a task with its own sums.
+  const int64_t chunks = std::max<int64_t>(1, (pixels + kBackwardChunk - 1) / kBackwardChunk);
+  const int64_t groups = std::min<int64_t>(64, chunks);
+  const AlignedArray<double> sums(groups * size);
+  for_each_chunk(chunks, (chunks + groups - 1) / groups, [&](int64_t group, int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk)
+      for (size_t i = 0; i < params.size(); ++i)
+        backward_pixels(params[i], factors[i], chunk * kBackwardChunk,
+                        std::min(pixels, (chunk + 1) * kBackwardChunk), sums.data() + group * size + at[i]);
+  });
+  for (int64_t group = 1; group < groups; ++group)
+    for (int64_t i = 0; i < size; ++i) sums.data()[i] += sums.data()[group * size + i];
+  for (size_t i = 0; i < params.size(); ++i) finish<T>(params[i], sums.data() + at[i]);
+}
+
 }  // namespace
 
-void forward_cpu(const Params& p) { p.dtype == Dtype::float64 ? forward<double>(p) : forward<float>(p); }
+void forward_cpu(const std::vector<Params>& sums) {
+  sums.front().dtype == Dtype::float64 ? forward<double>(sums) : forward<float>(sums);
+}
 
-void backward_cpu(const Params& p) { p.dtype == Dtype::float64 ? backward<double>(p) : backward<float>(p); }
+void backward_cpu(const std::vector<Params>& sums) {
+  sums.front().dtype == Dtype::float64 ? backward<double>(sums) : backward<float>(sums);
+}
 
 }  // namespace fastnas::normalised_mixed_sum

@@ -200,10 +200,8 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, int
       for (int64_t i = 0; i < s.width; ++i) {
         const Vec<T> passed = load(activated + i * kLanes<T>) > zero ? load(grad + i * kLanes<T>) : zero;
         T* to = out + (y * s.width + i) * s.grad_pixel + c;
-        if (s.norm == nullptr) {
-          store_channels(to, load_channels(to, count) + passed, count);
-        } else {
-          store_channels(to, passed, count);
+        store_channels(to, s.add ? load_channels(to, count) + passed : passed, count);
+        if (s.norm != nullptr) {
           sum += passed;
           product += passed * (load_channels(x + (y * s.width + i) * s.pixel + c, count) - mean);
         }

@@ -43,7 +43,7 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
                   x.channels, " channels with norm ", norm, " among ", norms, " of ", channels);
     params.sources.push_back({x.data, x.pixel, x.height, x.width, x.channels,
                               norm < 0 ? nullptr : norm_data + norm * 2 * channels * element, nullptr, 0,
-                              nullptr});
+                              norm < 0, nullptr});
   }
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
   for (const Row& r : rows) {
@@ -192,7 +192,7 @@ Work forward_work(const Params& params) {
 Work backward_work(const Params& params) {
   int64_t multiply_adds = 0, elements = 0;
   for (const Source& s : params.sources)  // read; its gradient is written or added to
-    elements += params.images * s.height * s.width * s.channels * (s.norm == nullptr ? 3 : 2);
+    elements += params.images * s.height * s.width * s.channels * (s.add ? 3 : 2);
   std::set<const void*> grads;
   for (const Branch& b : params.branches) {
     const auto [depthwise, pointwise] = products(params, b);

@@ -19,8 +19,9 @@ struct Source {
   const void* x;
   int64_t pixel, height, width, channels;
   const void* norm;  // mean (channels), variance (channels); null: x is taken as it is
-  void* grad;  // backward: of x, added to; normalised: of (x - mean) rstd, written. Dense or `grad_pixel`
+  void* grad;        // backward: of x; normalised: of (x - mean) rstd. Pixels grad_pixel apart
   int64_t grad_pixel;
+  bool add;  // backward: to what grad holds; a normalised source's is written
   void*
       coefficients;  // backward, normalised: (3, channels), the gradient of x as a (grad + b (x - mean) + c)
 };

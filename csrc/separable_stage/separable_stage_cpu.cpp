@@ -208,7 +208,8 @@ void Packed<T>::pack_pointwise(const Branch& b, bool backward, T* to) const {
 
 namespace {
 
-constexpr int64_t kChunks = 16;     // of images in backward, each with its own partial sums
+constexpr int64_t kChunks = 16;           // of images in backward, each with its own partial sums,
+constexpr int64_t kChunkPositions = 128;  // and at least so many positions, which outweigh them
 constexpr int64_t kPerMoment = 16;  // merging one image's moment of a channel costs as many copied elements
 
 template <class T>
@@ -329,7 +330,9 @@ void merge_coefficients(const Params& params, const Packed<T>& packed, int64_t s
 
 template <class T>
 void backward(const Params& params) {
-  const int64_t chunk_size = (params.images + kChunks - 1) / kChunks;
+  const int64_t pixels = params.sources.front().height * params.sources.front().width;
+  const int64_t chunk_size =
+      std::max((params.images + kChunks - 1) / kChunks, (kChunkPositions + pixels - 1) / pixels);
   const int64_t chunks = (params.images + chunk_size - 1) / chunk_size;
   const Packed<T> packed(params, true, chunks);
   const Planes planes = planes_of(params, packed);
