@@ -88,9 +88,7 @@ Images Pass::input_images(size_t i) const {
   return images_like(given_.inputs[i], given_.statistics, kOp, "inputs");
 }
 
-bool Pass::is_own(int64_t state) const {
-  return plan_.is_input(state) ? !plan_.inputs[state].rows.empty() : plan_.slot(state) == kNone;
-}
+bool Pass::is_own(int64_t state) const { return !plan_.is_input(state) && plan_.slot(state) == kNone; }
 
 Batch Pass::batch(int64_t height, int64_t width) const {
   const Tensor rows = torch::stable::new_empty(given_.statistics, {count_, height, width, plan_.channels});
@@ -260,8 +258,14 @@ void Pass::preprocess(size_t i, bool training) {
   projected_.push_back(batch(strided(x.height, stride), strided(x.width, stride)));
   const Images& raw = projected_.back().images;
   separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training));
-  own_.push_back(batch(raw.height, raw.width));
-  states_[i] = own_.back().images;
+  normalise(i, raw);
+}
+
+// The state of an input from the raw output of its preprocessing.
+void Pass::normalise(size_t i, const Images& raw) {
+  input_states_.push_back(batch(raw.height, raw.width));
+  states_[i] = input_states_.back().images;
+  const Input& input = plan_.inputs[i];
   normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)});
 }
 
@@ -362,7 +366,7 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
   for (const Input& input : plan_.inputs)
     if (!input.rows.empty()) projected_.push_back(take(height, width));
   for (int64_t state = 0; state < plan_.states; ++state)
-    if (is_own(state)) own_.push_back(plan_.is_input(state) ? take(height, width) : take(height_, width_));
+    if (is_own(state)) own_.push_back(take(height_, width_));
   const auto take_all = [&](std::vector<std::vector<Batch>>& groups, auto count) {
     for (const Group& group : plan_.groups) {
       groups.emplace_back();
@@ -372,12 +376,16 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
   take_all(ends_, [](const Group& group) { return group.ends.size(); });
   take_all(seconds_, [](const Group& group) { return group.middle.size(); });
   FASTNAS_CHECK(taken == kept.size(), kOp, "too many tensors were kept");
-  size_t own = 0;
+  size_t projected = 0, own = 0;
   for (int64_t state = 0; state < plan_.states; ++state) {
     if (is_own(state))
       states_[state] = own_[own++].images;
+    else if (!plan_.is_input(state))
+      states_[state] = slice(whole, plan_.slot(state));
+    else if (plan_.inputs[state].rows.empty())
+      states_[state] = input_images(state);
     else
-      states_[state] = plan_.is_input(state) ? input_images(state) : slice(whole, plan_.slot(state));
+      normalise(state, projected_[projected++].images);
   }
 }
 

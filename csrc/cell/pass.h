@@ -36,8 +36,8 @@ class Pass {
 
   // The output, (N, channels len(output), height, width), channels last. Writes the statistics in training.
   Tensor forward();
-  // What backward needs beside inputs and output: raw outputs of the preprocessing, the states that are
-  // neither an input nor in the output, and each group's raw outputs that enter a node.
+  // What backward needs beside inputs and output: raw outputs of the preprocessing, the nodes that are not in
+  // the output, and each group's raw outputs that enter a node.
   std::vector<Tensor> kept() const;
   // The inverse of `kept`; without anything kept it is computed again.
   void restore(const Tensor& out, const std::vector<Tensor>& kept);
@@ -73,6 +73,7 @@ class Pass {
 
   void run(const Images& out, bool training, bool known);
   void preprocess(size_t input, bool training);
+  void normalise(size_t input, const Images& raw);
   void read(size_t group, bool training);
   void pool(const Group& group, bool statistics);
   std::vector<Images> branches_of(size_t group, const std::vector<Term>& terms) const;
@@ -90,7 +91,8 @@ class Pass {
   const int64_t element_;
   int64_t count_, height_, width_;  // of the nodes
 
-  std::vector<Batch> projected_, own_;              // kept, in order
+  std::vector<Batch> projected_, own_;  // kept, in order
+  std::vector<Batch> input_states_;
   std::vector<std::vector<Batch>> ends_, seconds_;  // kept, of each group
   std::vector<Batch> middles_, middle_grads_;       // of the group that runs
   std::vector<Batch> pooled_;                       // average, maximum of the state that is read

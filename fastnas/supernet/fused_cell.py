@@ -1,8 +1,8 @@
 """One cell of a supernet as one autograd function over one native op.
 
-Kept for backward are the states and the raw outputs that enter a node; pooled states, depthwise outputs and what lies
-in the middle of a separable convolution are computed again. With ``recompute`` only the cell's inputs and output are
-kept.
+Kept for backward are the nodes and the raw outputs that enter a node or an input's state. Those states, pooled ones,
+depthwise outputs and what lies in the middle of a separable convolution are computed again. With ``recompute`` only
+the cell's inputs and output are kept.
 """
 
 from __future__ import annotations

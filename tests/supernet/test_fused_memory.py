@@ -76,9 +76,9 @@ def images_that_cells_need(space, batch_size, sides):
             continue
         for source in spec.inputs:
             kept.add(source.stage)
-            if source.preprocess != "identity":  # its raw output, and the state
+            if source.preprocess != "identity":  # its raw output, which gives the state again
                 stride = 2 if source.preprocess == "factorized_reduce" else 1
-                needed += 2 * [spec.channels * prod(-(-side // stride) for side in sizes[source.stage])]
+                needed += [spec.channels * prod(-(-side // stride) for side in sizes[source.stage])]
         kept.add(i)  # the output states, side by side
         node = spec.channels * prod(sizes[i])
         needed += (spec.states - len(spec.inputs) - len(spec.output)) * [node]
