@@ -47,13 +47,12 @@ STABLE_TORCH_LIBRARY(fastnas, m) {
   m.def(
       "cell(Tensor plan, Tensor[] inputs, Tensor mixing, Tensor weights, Tensor(a!) statistics, float eps, "
       "bool training, bool keep) -> (Tensor, Tensor[])");
-  // Gradients of mixing, weights (empty if not wanted) and inputs; `grad` is written over. Nothing kept: it
-  // is computed again.
+  // Gradients of mixing, weights and inputs, empty where not wanted; `grad` is written over. Nothing kept:
+  // it is computed again.
   m.def(
-      "cell_backward(Tensor plan, Tensor(a!) grad, Tensor out, Tensor[] kept, Tensor[] inputs, Tensor "
-      "mixing, "
-      "Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted) -> (Tensor, Tensor, "
-      "Tensor[])");
+      "cell_backward(Tensor plan, Tensor(a!) grad, Tensor out, Tensor[] kept, Tensor[] inputs, "
+      "Tensor mixing, Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted, "
+      "bool[] inputs_wanted) -> (Tensor, Tensor, Tensor[])");
 
   // |vector|, () of float64
   m.def("vector_norm(Tensor vector) -> Tensor");

@@ -38,17 +38,15 @@ std::tuple<Tensor, std::vector<Tensor>> forward(const Tensor& numbers, const std
   return {out, keep ? pass.kept() : std::vector<Tensor>()};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(const Tensor& numbers, const Tensor& grad,
-                                                         const Tensor& out, const std::vector<Tensor>& kept,
-                                                         const std::vector<Tensor>& inputs,
-                                                         const Tensor& mixing, const Tensor& weights,
-                                                         const Tensor& statistics, double eps, bool training,
-                                                         bool weights_wanted) {
+std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
+    const Tensor& numbers, const Tensor& grad, const Tensor& out, const std::vector<Tensor>& kept,
+    const std::vector<Tensor>& inputs, const Tensor& mixing, const Tensor& weights, const Tensor& statistics,
+    double eps, bool training, bool weights_wanted, const std::vector<bool>& inputs_wanted) {
   const Arguments given{inputs, mixing, weights, statistics, eps, training};
   const Plan plan = plan_of(numbers, given);
   Pass pass(plan, given);
   pass.restore(out, kept);
-  const Gradients gradients = pass.backward(grad, weights_wanted);
+  const Gradients gradients = pass.backward(grad, weights_wanted, inputs_wanted);
   return {gradients.mixing, gradients.weights, gradients.inputs};
 }
 

@@ -391,11 +391,14 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
 
 // ---------------------------------------------------------------------------- backward
 
-Gradients Pass::backward(const Tensor& grad, bool weights_wanted) {
+Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vector<bool>& inputs_wanted) {
   const Images whole = images_like(grad, given_.statistics, kOp, "grad");
   check_size(whole, count_, plan_.channels * static_cast<int64_t>(plan_.output.size()), height_, width_, kOp,
              "grad");
+  FASTNAS_CHECK(inputs_wanted.size() == plan_.inputs.size(), kOp, "one flag an input is needed, got ",
+                inputs_wanted.size());
   weights_wanted_ = weights_wanted;
+  inputs_wanted_ = inputs_wanted;
   coefficients_ = torch::stable::new_empty(given_.statistics, {plan_.norms, 3, plan_.channels});
   mixing_grad_ = torch::stable::new_empty(given_.mixing, {plan_.mixing});
   torch::stable::zero_(mixing_grad_);  // of primitives that add nothing
@@ -439,6 +442,7 @@ void Pass::read_backward(size_t index) {
       sums.push_back(
           sum_backward(grads_[group.targets[t]], branches_of(index, group.terms[t]), group.terms[t]));
   if (!sums.empty()) normalised_mixed_sum::run_backward(sums);
+  if (!passes(group.state)) return;
   const Images &x = states_[group.state], &x_grad = grads_[group.state];
   std::vector<Images> grads;
   for (const int64_t target : group.targets) grads.push_back(grads_[target]);
@@ -478,9 +482,12 @@ void Pass::pool_backward(const Group& group) {
 // The gradient of an input, out of that of its state.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
+  const size_t projected = next_projected_;
+  if (!input.rows.empty()) ++next_projected_;
+  if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(given_.statistics, {0});
   begin_grad(static_cast<int64_t>(i));
   if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
-  const Images& raw = projected_[next_projected_++].images;
+  const Images& raw = projected_[projected].images;
   normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
   const Images x = input_images(i);
   const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);

@@ -25,8 +25,8 @@ struct Arguments {
   bool training;
 };
 
-struct Gradients {
-  Tensor mixing, weights;  // weights: empty if not wanted
+struct Gradients {  // empty if not wanted
+  Tensor mixing, weights;
   std::vector<Tensor> inputs;
 };
 
@@ -41,13 +41,18 @@ class Pass {
   std::vector<Tensor> kept() const;
   // The inverse of `kept`; without anything kept it is computed again.
   void restore(const Tensor& out, const std::vector<Tensor>& kept);
-  // After restore. `grad` is the output's; it is written over.
-  Gradients backward(const Tensor& grad, bool weights_wanted);
+  // After restore. `grad` is the output's; it is written over. Where neither the weights' gradients nor an
+  // input's are wanted, edges that read the input are left out.
+  Gradients backward(const Tensor& grad, bool weights_wanted, const std::vector<bool>& inputs_wanted);
 
  private:
   using Row = separable_stage::Row;
 
   bool is_own(int64_t state) const;
+  // Whether backward goes on to what makes a state.
+  bool passes(int64_t state) const {
+    return weights_wanted_ || !plan_.is_input(state) || inputs_wanted_[state];
+  }
   bool has_pixels() const { return count_ * height_ * width_ > 0; }
   Batch batch(int64_t height, int64_t width) const;
   Batch node() const { return batch(height_, width_); }
@@ -100,6 +105,7 @@ class Pass {
 
   Tensor coefficients_, mixing_grad_, weights_grad_;
   bool weights_wanted_ = false;
+  std::vector<bool> inputs_wanted_;
   std::vector<Batch> own_grads_;
   std::vector<Images> grads_;  // of the states
   std::vector<bool> begun_;    // whether there is something in them yet

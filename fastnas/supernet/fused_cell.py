@@ -76,10 +76,10 @@ class _FusedCell(torch.autograd.Function):
             )
         mixing, weights, statistics, out, *rest = ctx.saved_tensors
         inputs, kept = rest[: ctx.count], rest[ctx.count :]
-        mixing_wanted, weights_wanted = ctx.needs_input_grad[4:6]
+        mixing_wanted, weights_wanted, *inputs_wanted = ctx.needs_input_grad[4:]
         mixing_grad, weights_grad, input_grads = OPS.cell_backward(
             ctx.plan, grad.clone(memory_format=torch.channels_last), out, kept, inputs, mixing.reshape(-1), weights,
-            statistics, EPS, ctx.training, weights_wanted,
+            statistics, EPS, ctx.training, weights_wanted, inputs_wanted,
         )  # fmt: skip
         return (
             None,
@@ -88,5 +88,5 @@ class _FusedCell(torch.autograd.Function):
             None,
             mixing_grad.view_as(mixing) if mixing_wanted else None,
             weights_grad if weights_wanted else None,
-            *input_grads,
+            *(grad if wanted else None for grad, wanted in zip(input_grads, inputs_wanted, strict=True)),
         )

@@ -57,9 +57,10 @@ def forward(call, keep=True):
     return OPS.cell(*call.values(), EPS, True, keep)
 
 
-def backward(call, grad, out, kept):
+def backward(call, grad, out, kept, weights=True, inputs=True):
     plan, *rest = call.values()
-    return OPS.cell_backward(plan, grad, out, kept, *rest, EPS, True, True)
+    inputs = [inputs] * len(call["inputs"])
+    return OPS.cell_backward(plan, grad.clone(), out, kept, *rest, EPS, True, weights, inputs)
 
 
 def test_a_pass_works(call):
@@ -68,6 +69,25 @@ def test_a_pass_works(call):
     assert weights.shape == call["weights"].shape
     assert mixing.shape == call["mixing"].shape
     assert [g.shape for g in inputs] == [x.shape for x in call["inputs"]]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("inputs", [True, False])
+def test_what_is_not_wanted_changes_nothing_else(call, weights, inputs):
+    out, kept = forward(call)
+    grad = (
+        torch.linspace(-1, 1, out.numel(), dtype=out.dtype)
+        .view_as(out)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    everything = backward(call, grad, out, kept)
+    found = backward(call, grad, out, kept, weights, inputs)
+    assert torch.equal(found[0], everything[0])
+    assert torch.equal(found[1], everything[1]) if weights else not found[1].numel()
+    if inputs:
+        assert all(torch.equal(a, b) for a, b in zip(found[2], everything[2], strict=True))
+    elif not weights:
+        assert not any(g.numel() for g in found[2])
 
 
 @pytest.mark.parametrize(
