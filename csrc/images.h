@@ -47,12 +47,17 @@ inline void check_size(const Images& images, int64_t count, int64_t channels, in
                 images.count, ", ", images.channels, ", ", images.height, ", ", images.width, ")");
 }
 
+// (N, height, width, channels) as (N, channels, height, width) in channels-last memory.
+inline Tensor channels_last(const Tensor& rows) {
+  return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
+}
+
 // An uninitialised channels-last batch (N, C, H, W) of the dtype and device of `model`.
 inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, int64_t height,
                          int64_t width) {
   const Tensor rows = torch::stable::new_empty(model, {count, height, width, channels});
   cpu::advise_new_heap();
-  return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
+  return channels_last(rows);
 }
 
 // A contiguous tensor of the dtype and device of `model` with the given shape.

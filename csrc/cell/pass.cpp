@@ -16,11 +16,6 @@ std::vector<Images> images_of_all(const std::vector<Batch>& batches, size_t coun
   return images;
 }
 
-// (N, height, width, channels) as (N, channels, height, width), channels last.
-Tensor channels_last(const Tensor& rows) {
-  return torch::stable::transpose(torch::stable::transpose(rows, 1, 3), 2, 3);
-}
-
 char* pixel_of(const Images& images, int64_t i, int64_t element) {
   return static_cast<char*>(images.data) + i * images.pixel * element;
 }
@@ -492,7 +487,6 @@ Tensor Pass::preprocess_backward(size_t i) {
   const Images x = input_images(i);
   const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);
   const Images x_grad = images_of(grad, kOp, "x_grad");
-  if (!has_pixels()) fill_zero(x_grad, element_);
   stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad}, false);
   return grad;
 }

@@ -104,7 +104,7 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
   run_backward(p);
 }
 
-bool has_pixels(const Params& p) { return p.images * p.height * p.width > 0; }
+bool has_elements(const Params& p) { return p.images * p.height * p.width * p.channels > 0; }
 
 int64_t pooled_elements(const Params& p) { return p.images * p.out_height * p.out_width * p.channels; }
 
@@ -139,13 +139,13 @@ Work backward_work(const Params& p) {
 }  // namespace
 
 void run_forward(const Params& p) {
-  if (!has_pixels(p)) return;
+  if (!has_elements(p)) return;
   const Counted counted("shared_pooling", forward_work(p));
   forward_cpu(p);
 }
 
 void run_backward(const Params& p) {
-  if (!has_pixels(p)) return;
+  if (!has_elements(p)) return;
   const Counted counted("shared_pooling_backward", backward_work(p));
   backward_cpu(p);
 }

@@ -41,7 +41,7 @@ struct Params {
 void forward_cpu(const Params& params);
 void backward_cpu(const Params& params);
 
-// Does nothing where there are no pixels, counts the work (work.h) and runs the device's kernels.
+// Does nothing where there are no elements, counts the work (work.h) and runs the device's kernels.
 void run_forward(const Params& params);
 void run_backward(const Params& params);
 
