@@ -66,17 +66,12 @@ inline void depthwise_transpose(const Source& s, const Branch& b, const Planes& 
 // The gradient sink of a tile: to the planes that the transpose reads.
 template <class T>
 struct StoreGradient {
-  T* to;
-  int64_t plane;
+  StoreProduct<T, false> plane;
   Soon<T, false> next_raw, next_input;
 
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v)
-        store<T>(to + (first_row + r) * kLanes<T> + (first_vector + v) * plane, tile[r][v]);
+    plane(first_row, first_vector, tile);
     next_raw.template prefetch<R, V>(first_row, first_vector);
     next_input.template prefetch<R, V>(first_row, first_vector);
   }
@@ -124,8 +119,8 @@ inline void backward_tiles(const Source& s, const Branch& b, const Planes& p, in
     Soon<T, false> soon_raw{last ? raw_of<T>(next, image) : raw + end * b.width * b.raw_pixel, b.raw_pixel};
     Soon<T, false> soon_input = activation.soon();
     for (int64_t row = y; row < end; ++row) {
-      const StoreGradient<T> plane{at(w.plane, p, 0, row + p.pad, p.pad), plane_size<T>(p), soon_raw,
-                                   soon_input};
+      const StoreGradient<T> plane{
+          {at(w.plane, p, 0, row + p.pad, p.pad), lanes, plane_size<T>(p)}, soon_raw, soon_input};
       for (Soon<T, false>* soon : {&soon_raw, &soon_input}) soon->pixels += b.width * soon->pixel;
       matmul(w.b + (row - y) * b.width * width, 1, width, pointwise, depth, b.channels, b.width, p.vectors,
              plane);

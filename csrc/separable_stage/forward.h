@@ -4,8 +4,7 @@
 // Raw outputs of whole vectors to memory, and sums over a tile of t - shift and its square.
 template <class T>
 struct StoreRaw {
-  T* to;
-  int64_t pixel;
+  StoreProduct<T, false> raw;
   const T* shift;  // null: sums are not wanted
   T *sum, *squares;
   Soon<T, true> next_tile;
@@ -13,12 +12,10 @@ struct StoreRaw {
 
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
+    raw(first_row, first_vector, tile);
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
+    for (int v = 0; v < V && shift != nullptr; ++v) {
       const int64_t c = (first_vector + v) * kLanes<T>;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) store<T>(to + (first_row + r) * pixel + c, tile[r][v]);
-      if (shift == nullptr) continue;
       const Vec<T> from = load(shift + c);
       Vec<T> added[2] = {}, multiplied[2] = {};
 #pragma GCC unroll 16
@@ -71,8 +68,7 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
       // The first tile gives the shift; channels cut short are stored one by one.
       if (width == b.channels && (y > 0 || !wanted)) {
         std::fill(w.c, w.c + 2 * width, T(0));
-        StoreRaw<T> sink{to,
-                         b.raw_pixel,
+        StoreRaw<T> sink{{to, b.raw_pixel, kLanes<T>},
                          wanted ? moments.shift : nullptr,
                          w.c,
                          w.c + width,
