@@ -9,8 +9,6 @@
 namespace fastnas::cell {
 namespace {
 
-constexpr const char* kOp = "cell: ";
-
 Plan plan_of(const Tensor& numbers, const Arguments& given) {
   FASTNAS_CHECK(numbers.is_cpu() && numbers.dim() == 1 && numbers.is_contiguous() &&
                     numbers.scalar_type() == ScalarType::Long,

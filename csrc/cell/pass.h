@@ -12,11 +12,19 @@
 
 namespace fastnas::cell {
 
+inline constexpr const char* kOp = "cell: ";
+
 // A tensor (N, height, width, channels) of its own, and how the ops see it.
 struct Batch {
   Tensor tensor;
   Images images;
 };
+
+inline std::vector<Images> images_of_all(const std::vector<Batch>& batches, size_t count) {
+  std::vector<Images> images;
+  for (size_t i = 0; i < count; ++i) images.push_back(batches[i].images);
+  return images;
+}
 
 struct Arguments {
   const std::vector<Tensor>& inputs;
@@ -81,8 +89,9 @@ class Pass {
   void normalise(size_t input, const Images& raw);
   void read(size_t group, bool training);
   void pool(const Group& group, bool statistics);
-  std::vector<Images> branches_of(size_t group, const std::vector<Term>& terms) const;
   std::vector<Images> firsts_of(size_t group) const;
+  std::vector<Images> branches_of(size_t group, const std::vector<Images>& firsts,
+                                  const std::vector<Term>& terms) const;
 
   void begin_grad(int64_t state);
   void read_backward(size_t group);

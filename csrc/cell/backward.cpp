@@ -1,0 +1,147 @@
+// A pass backward: groups of edges from the last state to the first, then the preprocessing.
+#include <cstring>
+
+#include "cell/pass.h"
+#include "cell/pixels.h"
+
+namespace fastnas::cell {
+namespace {
+
+// Sums over all pixels.
+template <class T>
+void sum_pixels(const Images& images, const T* scale, T* out) {
+  std::vector<double> sums(images.channels, 0.0);
+  for (int64_t i = 0; i < pixels_of(images); ++i) {
+    const T* pixel = reinterpret_cast<const T*>(pixel_of(images, i, sizeof(T)));
+    for (int64_t c = 0; c < images.channels; ++c) sums[c] += static_cast<double>(pixel[c]);
+  }
+  for (int64_t c = 0; c < images.channels; ++c)
+    out[c] = static_cast<T>(static_cast<double>(scale[c]) * sums[c]);
+}
+
+}  // namespace
+
+Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vector<bool>& inputs_wanted) {
+  const Images whole = images_like(grad, given_.statistics, kOp, "grad");
+  check_size(whole, count_, plan_.channels * static_cast<int64_t>(plan_.output.size()), height_, width_, kOp,
+             "grad");
+  FASTNAS_CHECK(inputs_wanted.size() == plan_.inputs.size(), kOp, "one flag an input is needed, got ",
+                inputs_wanted.size());
+  weights_wanted_ = weights_wanted;
+  inputs_wanted_ = inputs_wanted;
+  coefficients_ = torch::stable::new_empty(given_.statistics, {plan_.norms, 3, plan_.channels});
+  mixing_grad_ = torch::stable::new_empty(given_.mixing, {plan_.mixing});
+  torch::stable::zero_(mixing_grad_);  // of primitives that add nothing
+  weights_grad_ = torch::stable::new_empty(given_.weights, {weights_wanted ? plan_.weights : 0});
+  if (!has_pixels()) torch::stable::zero_(weights_grad_);
+  for (int64_t state = 0; state < plan_.states; ++state) {
+    const int64_t slot = plan_.slot(state);
+    begun_.push_back(slot != kNone);
+    if (slot != kNone && !plan_.is_input(state)) {
+      grads_.push_back(slice(whole, slot));
+      continue;
+    }
+    own_grads_.push_back(batch(states_[state].height, states_[state].width));
+    grads_.push_back(own_grads_.back().images);
+    if (slot != kNone) copy(slice(whole, slot), grads_.back(), element_);
+  }
+  for (size_t i = plan_.groups.size(); i-- > 0;) read_backward(i);
+  std::vector<Tensor> inputs;
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) inputs.push_back(preprocess_backward(i));
+  if (weights_wanted) bias_gradients();
+  return {mixing_grad_, weights_grad_, inputs};
+}
+
+// Zero, if nothing has been added to a state's gradient.
+void Pass::begin_grad(int64_t state) {
+  if (!begun_[state]) fill_zero(grads_[state], element_);
+  begun_[state] = true;
+}
+
+void Pass::read_backward(size_t index) {
+  const Group& group = plan_.groups[index];
+  for (const int64_t target : group.targets) begin_grad(target);
+  pool(group, false);
+  if (!group.middles.empty()) {
+    reserve(middles_, group.middle.size());
+    reserve(middle_grads_, group.middle.size());
+  }
+  const std::vector<Images> firsts = firsts_of(index);
+  std::vector<normalised_mixed_sum::Params> sums;
+  for (size_t t = 0; t < group.targets.size(); ++t)
+    if (!group.terms[t].empty())
+      sums.push_back(
+          sum_backward(grads_[group.targets[t]], branches_of(index, firsts, group.terms[t]), group.terms[t]));
+  if (!sums.empty()) normalised_mixed_sum::run_backward(sums);
+  if (!passes(group.state)) return;
+  const Images &x = states_[group.state], &x_grad = grads_[group.state];
+  std::vector<Images> grads;
+  for (const int64_t target : group.targets) grads.push_back(grads_[target]);
+  const std::vector<Images> middle_grads = images_of_all(middle_grads_, group.middle.size());
+  if (!group.second.empty()) {
+    const std::vector<Images> middles = images_of_all(middles_, group.middle.size());
+    separable_stage::run_forward(stage({x}, {kNone}, group.middles, middles, false));
+    stage_backward(grads, images_of_all(seconds_[index], group.middle.size()), middles, group.middle_norms,
+                   group.second, middle_grads, false);
+  }
+  grads.insert(grads.end(), middle_grads.begin(), middle_grads.end());
+  if (!group.first.empty()) {
+    stage_backward(grads, firsts, {x}, {kNone}, group.first, {x_grad}, begun_[group.state]);
+    begun_[group.state] = true;
+  }
+  begin_grad(group.state);
+  pool_backward(group);
+}
+
+void Pass::pool_backward(const Group& group) {
+  const Pooling& wanted = group.pooling;
+  shared_pooling::Params params = pooling(group);
+  params.x_grad = grads_[group.state].data, params.x_grad_pixel = grads_[group.state].pixel;
+  const auto branch = [&](int64_t norm, int64_t index) -> shared_pooling::Branch {
+    return {coefficient(norm), statistic(norm), weight(index)};
+  };
+  for (size_t t = 0; t < group.targets.size(); ++t) {
+    const PoolingRow& row = wanted.rows[t];
+    const Images& grad = grads_[group.targets[t]];
+    FASTNAS_CHECK(row.skip_weight == kNone || group.stride == 1, kOp, "a skip-connection has stride 1");
+    params.edges.push_back({grad.data, grad.pixel, branch(row.average_norm, row.average_weight),
+                            branch(row.maximum_norm, row.maximum_weight), weight(row.skip_weight)});
+  }
+  shared_pooling::run_backward(params);
+}
+
+// The gradient of an input, out of that of its state.
+Tensor Pass::preprocess_backward(size_t i) {
+  const Input& input = plan_.inputs[i];
+  const size_t projected = next_projected_;
+  if (!input.rows.empty()) ++next_projected_;
+  if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(given_.statistics, {0});
+  begin_grad(static_cast<int64_t>(i));
+  if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
+  const Images& raw = projected_[projected].images;
+  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
+  const Images x = input_images(i);
+  const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);
+  const Images x_grad = images_of(grad, kOp, "x_grad");
+  stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad}, false);
+  return grad;
+}
+
+// Of convolutions' biases: zero where the batch's mean is taken away behind them, else a sum of gradients.
+void Pass::bias_gradients() const {
+  for (const Bias& bias : plan_.biases) {
+    char* to = static_cast<char*>(weights_grad_.data_ptr()) + bias.offset * element_;
+    if (given_.training) {
+      std::memset(to, 0, plan_.channels * element_);
+      continue;
+    }
+    const Images& grad = grads_[bias.target];
+    if (dtype_ == Dtype::float64)
+      sum_pixels(grad, reinterpret_cast<const double*>(coefficient(bias.norm)),
+                 reinterpret_cast<double*>(to));
+    else
+      sum_pixels(grad, reinterpret_cast<const float*>(coefficient(bias.norm)), reinterpret_cast<float*>(to));
+  }
+}
+
+}  // namespace fastnas::cell

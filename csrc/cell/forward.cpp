@@ -1,0 +1,145 @@
+// A pass forward, and what it keeps for backward.
+#include <algorithm>
+
+#include "cell/pass.h"
+#include "cell/pixels.h"
+
+namespace fastnas::cell {
+
+Tensor Pass::forward() {
+  const int64_t channels = plan_.channels * static_cast<int64_t>(plan_.output.size());
+  const Tensor out = new_images(given_.statistics, count_, channels, height_, width_);
+  const Images whole = images_of(out, kOp, "out");
+  run(whole, given_.training, false);
+  for (int64_t state = 0; plan_.is_input(state); ++state)
+    if (plan_.slot(state) != kNone) copy(states_[state], slice(whole, plan_.slot(state)), element_);
+  return out;
+}
+
+// Makes everything but the output's own nodes, and those too if they are not `known`. Writes the statistics
+// in training.
+void Pass::run(const Images& out, bool training, bool known) {
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) preprocess(i, training);
+  for (int64_t state = static_cast<int64_t>(plan_.inputs.size()); state < plan_.states; ++state) {
+    if (is_own(state)) own_.push_back(node());
+    states_[state] = is_own(state) ? own_.back().images : slice(out, plan_.slot(state));
+  }
+  const auto is_wanted = [&](int64_t state) { return !known || is_own(state); };
+  for (const int64_t state : plan_.empty)
+    if (is_wanted(state)) fill_zero(states_[state], element_);
+  std::vector<bool> begun(plan_.states, false);
+  for (size_t i = 0; i < plan_.groups.size(); ++i) {
+    const Group& group = plan_.groups[i];
+    read(i, training);
+    if (std::any_of(group.targets.begin(), group.targets.end(), is_wanted)) pool(group, training);
+    const std::vector<Images> firsts = firsts_of(i);
+    std::vector<normalised_mixed_sum::Params> sums;
+    for (size_t t = 0; t < group.targets.size(); ++t) {
+      const int64_t target = group.targets[t];
+      if (group.terms[t].empty() || !is_wanted(target)) continue;
+      sums.push_back(
+          sum(branches_of(i, firsts, group.terms[t]), group.terms[t], states_[target], begun[target]));
+      begun[target] = true;
+    }
+    if (!sums.empty()) normalised_mixed_sum::run_forward(sums);
+  }
+}
+
+void Pass::preprocess(size_t i, bool training) {
+  const Images x = input_images(i);
+  const Input& input = plan_.inputs[i];
+  if (input.rows.empty()) {
+    states_[i] = x;
+    return;
+  }
+  const int64_t stride = input.rows.front().stride;
+  projected_.push_back(batch(strided(x.height, stride), strided(x.width, stride)));
+  const Images& raw = projected_.back().images;
+  separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training));
+  normalise(i, raw);
+}
+
+// The state of an input from the raw output of its preprocessing.
+void Pass::normalise(size_t i, const Images& raw) {
+  input_states_.push_back(batch(raw.height, raw.width));
+  states_[i] = input_states_.back().images;
+  const Input& input = plan_.inputs[i];
+  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)});
+}
+
+// All convolutions of a group, up to their raw outputs.
+void Pass::read(size_t index, bool training) {
+  const Group& group = plan_.groups[index];
+  std::vector<Batch> ends, seconds;
+  reserve(ends, group.ends.size());
+  reserve(seconds, group.middle.size());
+  reserve(middles_, group.middle.size());
+  cpu::advise_new_heap();
+  ends_.push_back(std::move(ends));
+  seconds_.push_back(std::move(seconds));
+  if (!group.first.empty())
+    separable_stage::run_forward(
+        stage({states_[group.state]}, {kNone}, group.first, firsts_of(index), training));
+  if (!group.second.empty())
+    separable_stage::run_forward(stage(images_of_all(middles_, group.middle.size()), group.middle_norms,
+                                       group.second, images_of_all(seconds_[index], group.middle.size()),
+                                       training));
+}
+
+// ---------------------------------------------------------------------------- what backward needs
+
+std::vector<Tensor> Pass::kept() const {
+  std::vector<Tensor> tensors;
+  const auto add = [&](const std::vector<Batch>& batches) {
+    for (const Batch& batch : batches) tensors.push_back(batch.tensor);
+  };
+  add(projected_);
+  add(own_);
+  for (const auto& group : ends_) add(group);
+  for (const auto& group : seconds_) add(group);
+  return tensors;
+}
+
+void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
+  const Images whole = images_like(out, given_.statistics, kOp, "out");
+  check_size(whole, count_, plan_.channels * static_cast<int64_t>(plan_.output.size()), height_, width_, kOp,
+             "out");
+  if (kept.empty()) {
+    run(whole, false, true);
+    return;
+  }
+  size_t taken = 0;
+  const auto take = [&](int64_t height, int64_t width) -> Batch {
+    FASTNAS_CHECK(taken < kept.size(), kOp, "too few tensors were kept");
+    const Tensor& tensor = kept[taken++];
+    check_dense(tensor, given_.statistics, {count_, height, width, plan_.channels}, kOp, "kept");
+    return {tensor, {tensor.data_ptr(), count_, plan_.channels, height, width, plan_.channels}};
+  };
+  const int64_t height = states_[0].height, width = states_[0].width;
+  for (const Input& input : plan_.inputs)
+    if (!input.rows.empty()) projected_.push_back(take(height, width));
+  for (int64_t state = 0; state < plan_.states; ++state)
+    if (is_own(state)) own_.push_back(take(height_, width_));
+  const auto take_all = [&](std::vector<std::vector<Batch>>& groups, auto count) {
+    for (const Group& group : plan_.groups) {
+      groups.emplace_back();
+      for (size_t i = 0; i < count(group); ++i) groups.back().push_back(take(height_, width_));
+    }
+  };
+  take_all(ends_, [](const Group& group) { return group.ends.size(); });
+  take_all(seconds_, [](const Group& group) { return group.middle.size(); });
+  FASTNAS_CHECK(taken == kept.size(), kOp, "too many tensors were kept");
+  size_t projected = 0, own = 0;
+  for (int64_t state = 0; state < plan_.states; ++state) {
+    if (is_own(state))
+      states_[state] = own_[own++].images;
+    else if (!plan_.is_input(state))
+      states_[state] = slice(whole, plan_.slot(state));
+    else if (plan_.inputs[state].rows.empty())
+      states_[state] = input_images(state);
+    else
+      normalise(state, projected_[projected++].images);
+  }
+}
+
+}  // namespace fastnas::cell
