@@ -1,11 +1,13 @@
 // Forward: from a source's planes to raw outputs and their moments. Included inside a level's namespace: no
 // guard, no includes.
 
-// Raw outputs of whole vectors to memory, and sums over a tile of t - shift and its square.
+// Raw outputs of whole vectors to memory, and sums over a tile of t - shift and its square. The mean of an
+// image's first values is the shift.
 template <class T>
 struct StoreRaw {
   StoreProduct<T, false> raw;
-  const T* shift;  // null: sums are not wanted
+  T* shift;    // null: sums are not wanted
+  bool first;  // whether the tile is the image's first
   T *sum, *squares;
   Soon<T, true> next_tile;
   Soon<T, false> next_input;
@@ -16,6 +18,12 @@ struct StoreRaw {
 #pragma GCC unroll 4
     for (int v = 0; v < V && shift != nullptr; ++v) {
       const int64_t c = (first_vector + v) * kLanes<T>;
+      if (first && first_row == 0) {
+        Vec<T> total[2] = {};
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) total[r % 2] += tile[r][v];
+        store<T>(shift + c, (total[0] + total[1]) * (T(1) / R));
+      }
       const Vec<T> from = load(shift + c);
       Vec<T> added[2] = {}, multiplied[2] = {};
 #pragma GCC unroll 16
@@ -65,11 +73,11 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
       T* to = raw + y * b.width * b.raw_pixel;
       activation.until_output(b, end);
       if (!b.dense) depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
-      // The first tile gives the shift; channels cut short are stored one by one.
-      if (width == b.channels && (y > 0 || !wanted)) {
+      if (width == b.channels) {
         std::fill(w.c, w.c + 2 * width, T(0));
         StoreRaw<T> sink{{to, b.raw_pixel, kLanes<T>},
                          wanted ? moments.shift : nullptr,
+                         y == 0,
                          w.c,
                          w.c + width,
                          {to + positions * b.raw_pixel, b.raw_pixel},
@@ -79,7 +87,7 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
         else
           matmul(w.a, 1, depth, packed.pointwise[k], width, s.channels, positions, vectors, sink);
         if (wanted) add_to_moments(w.c, w.c + width, width, moments);
-      } else {
+      } else {  // channels cut short
         StoreProduct<T, false> sink{w.b, width, kLanes<T>};
         if (b.dense)
           dense_tile(s, b, p, w.input, packed.pointwise[k], y, end, sink);
