@@ -83,6 +83,10 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line("Each row was timed on its own: `python -m bench.speedup` takes turns.")
 
 
+# A peak below what the table shows, a scalar's bytes, says nothing as a ratio.
+COMPARABLE = 0.05 * MIB
+
+
 def summary(rows: list[dict[str, Any]]) -> list[str]:
     """The closing table, one line per implementation, grouped by group and case."""
     cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -106,7 +110,7 @@ def summary_line(row: dict[str, Any], baseline: dict[str, Any] | None) -> str:
         peak = f"{bytes_here / MIB:.1f}"
     if baseline is not None:
         speedup = f"{spread(baseline['times'])['median'] / times['median']:.2f}x"
-        if bytes_here and baseline.get("peak_bytes"):
+        if min(bytes_here or 0, baseline.get("peak_bytes") or 0) >= COMPARABLE:
             memory = f"{baseline['peak_bytes'] / bytes_here:.2f}x"
     if row.get("steps_per_epoch"):
         seconds = round(row["steps_per_epoch"] * times["median"])

@@ -67,6 +67,7 @@ def test_summary():
         row("vanilla", [2.0, 4.0, 6.0], peak_bytes=8 << 20, steps_per_epoch=1000),
         row("fused", [1.0, 1.0, 1.0], peak_bytes=2 << 20, steps_per_epoch=1000),
         row("bare", [0.5]),
+        row("lean", [0.5], peak_bytes=8),
         row("alone", [0.5]) | {"case": "other"},
     ]
     lines = [line.split() for line in summary(rows)]
@@ -74,4 +75,5 @@ def test_summary():
     assert lines[3] == ["vanilla", "4000.000", "2800.000", "5200.000", "1.00x", "8.0", "1.00x", "1:06:40"]
     assert lines[4] == ["fused", "1000.000", "1000.000", "1000.000", "4.00x", "2.0", "4.00x", "0:16:40"]
     assert lines[5] == ["bare", "500.000", "500.000", "500.000", "8.00x", "-", "-", "-"]
-    assert lines[9] == ["alone", "500.000", "500.000", "500.000", "-", "-", "-", "-"]
+    assert lines[6] == ["lean", "500.000", "500.000", "500.000", "8.00x", "0.0", "-", "-"]
+    assert lines[10] == ["alone", "500.000", "500.000", "500.000", "-", "-", "-", "-"]
