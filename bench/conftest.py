@@ -21,6 +21,8 @@ from bench.measure import environment, spread
 HERE = Path(__file__).resolve().parent
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 MIB = 1 << 20
+# A peak below what the table shows, a scalar's bytes, says nothing as a ratio.
+COMPARABLE = 0.05 * MIB
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,10 +83,6 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for line in summary(rows):
         terminalreporter.write_line(line)
     terminalreporter.write_line("Each row was timed on its own: `python -m bench.speedup` takes turns.")
-
-
-# A peak below what the table shows, a scalar's bytes, says nothing as a ratio.
-COMPARABLE = 0.05 * MIB
 
 
 def summary(rows: list[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,9 @@ struct Images {
   int64_t count, channels, height, width, pixel;
 };
 
+// How many of a side's pixels a stride takes.
+inline int64_t strided(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
+
 // Raises unless `tensor` is such a batch. `op` and `name` say whose argument it is.
 inline Images images_of(const Tensor& tensor, const char* op, const char* name) {
   FASTNAS_CHECK(tensor.dim() == 4, op, name, " must have shape (N, C, H, W), got ", shape_text(tensor));

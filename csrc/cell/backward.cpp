@@ -62,10 +62,8 @@ void Pass::read_backward(size_t index) {
   const Group& group = plan_.groups[index];
   for (const int64_t target : group.targets) begin_grad(target);
   pool(group, false);
-  if (!group.middles.empty()) {
-    reserve(middles_, group.middle.size());
-    reserve(middle_grads_, group.middle.size());
-  }
+  reserve(middles_, group.middle.size());
+  reserve(middle_grads_, group.middle.size());
   const std::vector<Images> firsts = firsts_of(index);
   std::vector<normalised_mixed_sum::Params> sums;
   for (size_t t = 0; t < group.targets.size(); ++t)
@@ -113,12 +111,10 @@ void Pass::pool_backward(const Group& group) {
 // The gradient of an input, out of that of its state.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
-  const size_t projected = next_projected_;
-  if (!input.rows.empty()) ++next_projected_;
   if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(given_.statistics, {0});
   begin_grad(static_cast<int64_t>(i));
   if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
-  const Images& raw = projected_[projected].images;
+  const Images& raw = input_raws_[i];
   normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
   const Images x = input_images(i);
   const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);

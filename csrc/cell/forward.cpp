@@ -16,14 +16,20 @@ Tensor Pass::forward() {
   return out;
 }
 
+// Where the nodes lie: in the output, or each in a batch of its own from make().
+template <class Make>
+void Pass::place_nodes(const Images& out, const Make& make) {
+  for (int64_t state = static_cast<int64_t>(plan_.inputs.size()); state < plan_.states; ++state) {
+    if (is_own(state)) own_.push_back(make());
+    states_[state] = is_own(state) ? own_.back().images : slice(out, plan_.slot(state));
+  }
+}
+
 // Makes everything but the output's own nodes, and those too if they are not `known`. Writes the statistics
 // in training.
 void Pass::run(const Images& out, bool training, bool known) {
   for (size_t i = 0; i < plan_.inputs.size(); ++i) preprocess(i, training);
-  for (int64_t state = static_cast<int64_t>(plan_.inputs.size()); state < plan_.states; ++state) {
-    if (is_own(state)) own_.push_back(node());
-    states_[state] = is_own(state) ? own_.back().images : slice(out, plan_.slot(state));
-  }
+  place_nodes(out, [&] { return node(); });
   const auto is_wanted = [&](int64_t state) { return !known || is_own(state); };
   for (const int64_t state : plan_.empty)
     if (is_wanted(state)) fill_zero(states_[state], element_);
@@ -52,8 +58,7 @@ void Pass::preprocess(size_t i, bool training) {
     states_[i] = x;
     return;
   }
-  const int64_t stride = input.rows.front().stride;
-  projected_.push_back(batch(strided(x.height, stride), strided(x.width, stride)));
+  projected_.push_back(batch(states_[0].height, states_[0].width));
   const Images& raw = projected_.back().images;
   separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training));
   normalise(i, raw);
@@ -61,6 +66,7 @@ void Pass::preprocess(size_t i, bool training) {
 
 // The state of an input from the raw output of its preprocessing.
 void Pass::normalise(size_t i, const Images& raw) {
+  input_raws_[i] = raw;
   input_states_.push_back(batch(raw.height, raw.width));
   states_[i] = input_states_.back().images;
   const Input& input = plan_.inputs[i];
@@ -113,13 +119,11 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
     FASTNAS_CHECK(taken < kept.size(), kOp, "too few tensors were kept");
     const Tensor& tensor = kept[taken++];
     check_dense(tensor, given_.statistics, {count_, height, width, plan_.channels}, kOp, "kept");
-    return {tensor, {tensor.data_ptr(), count_, plan_.channels, height, width, plan_.channels}};
+    return batch(tensor, height, width);
   };
-  const int64_t height = states_[0].height, width = states_[0].width;
   for (const Input& input : plan_.inputs)
-    if (!input.rows.empty()) projected_.push_back(take(height, width));
-  for (int64_t state = 0; state < plan_.states; ++state)
-    if (is_own(state)) own_.push_back(take(height_, width_));
+    if (!input.rows.empty()) projected_.push_back(take(states_[0].height, states_[0].width));
+  place_nodes(whole, [&] { return take(height_, width_); });
   const auto take_all = [&](std::vector<std::vector<Batch>>& groups, auto count) {
     for (const Group& group : plan_.groups) {
       groups.emplace_back();
@@ -129,17 +133,12 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
   take_all(ends_, [](const Group& group) { return group.ends.size(); });
   take_all(seconds_, [](const Group& group) { return group.middle.size(); });
   FASTNAS_CHECK(taken == kept.size(), kOp, "too many tensors were kept");
-  size_t projected = 0, own = 0;
-  for (int64_t state = 0; state < plan_.states; ++state) {
-    if (is_own(state))
-      states_[state] = own_[own++].images;
-    else if (!plan_.is_input(state))
-      states_[state] = slice(whole, plan_.slot(state));
-    else if (plan_.inputs[state].rows.empty())
-      states_[state] = input_images(state);
+  size_t projected = 0;
+  for (size_t i = 0; i < plan_.inputs.size(); ++i)
+    if (plan_.inputs[i].rows.empty())
+      states_[i] = input_images(i);
     else
-      normalise(state, projected_[projected++].images);
-  }
+      normalise(i, projected_[projected++].images);
 }
 
 }  // namespace fastnas::cell

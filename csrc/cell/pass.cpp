@@ -10,6 +10,7 @@ Pass::Pass(const Plan& plan, const Arguments& given)
       given_(given),
       dtype_(kernel_dtype(given.statistics)),
       element_(size_of(dtype_)),
+      input_raws_(plan.inputs.size()),
       states_(plan.states),
       coefficients_(given.statistics),
       mixing_grad_(given.mixing),
@@ -41,7 +42,11 @@ Images Pass::input_images(size_t i) const {
 bool Pass::is_own(int64_t state) const { return !plan_.is_input(state) && plan_.slot(state) == kNone; }
 
 Batch Pass::batch(int64_t height, int64_t width) const {
-  const Tensor rows = torch::stable::new_empty(given_.statistics, {count_, height, width, plan_.channels});
+  return batch(torch::stable::new_empty(given_.statistics, {count_, height, width, plan_.channels}), height,
+               width);
+}
+
+Batch Pass::batch(const Tensor& rows, int64_t height, int64_t width) const {
   return {rows, {rows.data_ptr(), count_, plan_.channels, height, width, plan_.channels}};
 }
 

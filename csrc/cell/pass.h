@@ -62,6 +62,7 @@ class Pass {
     return weights_wanted_ || !plan_.is_input(state) || inputs_wanted_[state];
   }
   bool has_pixels() const { return count_ * height_ * width_ > 0; }
+  Batch batch(const Tensor& rows, int64_t height, int64_t width) const;
   Batch batch(int64_t height, int64_t width) const;
   Batch node() const { return batch(height_, width_); }
   Images slice(const Images& images, int64_t first_channel) const;
@@ -87,6 +88,8 @@ class Pass {
   void run(const Images& out, bool training, bool known);
   void preprocess(size_t input, bool training);
   void normalise(size_t input, const Images& raw);
+  template <class Make>
+  void place_nodes(const Images& out, const Make& make);
   void read(size_t group, bool training);
   void pool(const Group& group, bool statistics);
   std::vector<Images> firsts_of(size_t group) const;
@@ -107,6 +110,7 @@ class Pass {
 
   std::vector<Batch> projected_, own_;  // kept, in order
   std::vector<Batch> input_states_;
+  std::vector<Images> input_raws_;                  // of each input's preprocessing, where there is one
   std::vector<std::vector<Batch>> ends_, seconds_;  // kept, of each group
   std::vector<Batch> middles_, middle_grads_;       // of the group that runs
   std::vector<Batch> pooled_;                       // average, maximum of the state that is read
@@ -118,7 +122,6 @@ class Pass {
   std::vector<Batch> own_grads_;
   std::vector<Images> grads_;  // of the states
   std::vector<bool> begun_;    // whether there is something in them yet
-  size_t next_projected_ = 0;
 };
 
 }  // namespace fastnas::cell

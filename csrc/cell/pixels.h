@@ -1,4 +1,4 @@
-// Sizes and pixels of batches of images, on the host.
+// Pixels of batches of images, on the host.
 #pragma once
 
 #include <cstring>
@@ -6,8 +6,6 @@
 #include "images.h"
 
 namespace fastnas::cell {
-
-inline int64_t strided(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
 
 inline char* pixel_of(const Images& images, int64_t i, int64_t element) {
   return static_cast<char*>(images.data) + i * images.pixel * element;

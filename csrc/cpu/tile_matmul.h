@@ -88,8 +88,7 @@ void matmul(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k, int
   int64_t v = 0;
   for (; v + 2 <= vectors; v += 2) multiply_panel<T, 2>(a, a_k, a_row, b, b_k, depth, rows, v, sink);
   if (v == vectors) return;
-  // Sixteen rows need more registers for their addresses than there are, unless the compiler knows the
-  // stride.
+  // A stride that the compiler knows saves the registers that sixteen rows' addresses would take.
   if (a_row == kLanes<T>)
     multiply_panel<T, 1>(a, a_k, kLanes<T>, b, b_k, depth, rows, v, sink);
   else

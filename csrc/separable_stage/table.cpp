@@ -1,5 +1,7 @@
 #include "separable_stage/table.h"
 
+#include "images.h"
+
 namespace fastnas::separable_stage {
 namespace {
 
@@ -45,7 +47,7 @@ void check_row(const Row& r, int64_t sources, int64_t inputs, int64_t weights, i
 Branch branch_of(const Row& r, int64_t height, int64_t width, const char* weights, int64_t element) {
   Branch b{};
   b.source = r.source, b.kernel = r.kernel, b.dilation = r.dilation, b.stride = r.stride, b.shift = r.shift;
-  b.height = (height + r.stride - 1) / r.stride, b.width = (width + r.stride - 1) / r.stride;
+  b.height = strided(height, r.stride), b.width = strided(width, r.stride);
   b.channels = r.channels;
   b.dense = is_dense(r);
   b.depthwise = r.kernel == 0 || b.dense ? nullptr : weights + r.depthwise * element;

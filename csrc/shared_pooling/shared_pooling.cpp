@@ -19,7 +19,7 @@ Params params_of(const Tensor& x, int64_t stride) {
   Params p{};
   p.x = images.data, p.pixel = images.pixel, p.images = images.count, p.channels = images.channels;
   p.height = images.height, p.width = images.width, p.stride = stride;
-  p.out_height = (images.height + stride - 1) / stride, p.out_width = (images.width + stride - 1) / stride;
+  p.out_height = strided(images.height, stride), p.out_width = strided(images.width, stride);
   p.dtype = kernel_dtype(x);
   return p;
 }
