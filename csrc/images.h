@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/allocator.h"
+#include "cuda/runtime.h"
 #include "stable.h"
 
 namespace fastnas {
@@ -63,19 +64,35 @@ inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, i
   return channels_last(rows);
 }
 
-// A contiguous tensor of the dtype and device of `model` with the given shape.
+// Raises unless an op on images runs on tensors like this one: float32 or float64 on the CPU, float32 or
+// bfloat16 on a GPU.
+inline void check_runs(const Tensor& model, const char* op, const char* name) {
+  cuda::check_built(op, model);
+  const bool gpu = cuda::on_gpu(model);
+  FASTNAS_CHECK(gpu || model.is_cpu(), op, name, " must be on the CPU or on CUDA, got ", device_text(model));
+  const ScalarType dtype = model.scalar_type(), other = gpu ? ScalarType::BFloat16 : ScalarType::Double;
+  FASTNAS_CHECK(dtype == ScalarType::Float || dtype == other, op, name, " must be float32 or ",
+                gpu ? "bfloat16 on CUDA" : "float64 on the CPU", ", got ", dtype_text(model));
+}
+
+// The dtype of the numbers that go with images: weights, statistics, coefficients.
+inline ScalarType numbers_type(const Tensor& images) {
+  return images.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : images.scalar_type();
+}
+
+// A contiguous tensor of numbers for the images `model`, on their device, with the given shape.
 inline void check_dense(const Tensor& tensor, const Tensor& model, const std::vector<int64_t>& shape,
                         const char* op, const char* name) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous() &&
-              tensor.scalar_type() == model.scalar_type() && same_device(tensor, model);
+              tensor.scalar_type() == numbers_type(model) && same_device(tensor, model);
   std::string text;
   for (size_t d = 0; d < shape.size(); ++d) {
     fits = fits && tensor.size(static_cast<int64_t>(d)) == shape[d];
     text += (d ? ", " : "") + std::to_string(shape[d]);
   }
-  FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ", dtype_text(model), " on ",
-                device_text(model), "; got ", shape_text(tensor), ", ", dtype_text(tensor), " on ",
-                device_text(tensor));
+  FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ",
+                dtype_text(numbers_type(model)), " on ", device_text(model), "; got ", shape_text(tensor),
+                ", ", dtype_text(tensor), " on ", device_text(tensor));
 }
 
 }  // namespace fastnas

@@ -22,6 +22,22 @@
 #define FASTNAS_CHECK(condition, ...) \
   if (!(condition)) throw std::invalid_argument(::fastnas::concat(__VA_ARGS__))
 
+// The library that ops are registered in. Kernels for the GPU built for the host, in tests, have one of their
+// own, whose kernels run on tensors of the CPU.
+#ifdef FASTNAS_CUDA_ON_HOST
+#define FASTNAS_LIBRARY fastnas_on_host
+#else
+#define FASTNAS_LIBRARY fastnas
+#endif
+
+// FASTNAS_REGISTER(m) { m.impl(...); } registers what follows for tensors of the CPU and of CUDA. Once a
+// file.
+#define FASTNAS_REGISTER(m)                                                      \
+  static void register_ops(torch::stable::detail::StableLibrary& m);             \
+  STABLE_TORCH_LIBRARY_IMPL(FASTNAS_LIBRARY, CPU, cpu) { register_ops(cpu); }    \
+  STABLE_TORCH_LIBRARY_IMPL(FASTNAS_LIBRARY, CUDA, cuda) { register_ops(cuda); } \
+  static void register_ops(torch::stable::detail::StableLibrary& m)
+
 namespace fastnas {
 
 using torch::headeronly::ScalarType;
@@ -42,8 +58,8 @@ inline std::string shape_text(const Tensor& tensor) {
 }
 
 // "float32", as torch's Python names it without "torch.".
-inline std::string dtype_text(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+inline std::string dtype_text(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return "float32";
     case ScalarType::Double:
@@ -59,9 +75,10 @@ inline std::string dtype_text(const Tensor& tensor) {
     case ScalarType::Bool:
       return "bool";
     default:
-      return concat(tensor.scalar_type());
+      return concat(dtype);
   }
 }
+inline std::string dtype_text(const Tensor& tensor) { return dtype_text(tensor.scalar_type()); }
 
 inline std::string device_text(const Tensor& tensor) {
   if (tensor.is_cpu()) return "cpu";

@@ -1,15 +1,28 @@
-// What a binding needs to start a CUDA launcher: torch's current stream, a workspace, and errors as
-// sentences. In builds without CUDA it answers CUDA tensors with one sentence. No kernel includes it.
+// What a binding needs to run its kernels where the tensors are: torch's current stream, a workspace, and
+// errors as sentences. In builds without CUDA it answers CUDA tensors with one sentence. No kernel includes
+// it.
 #pragma once
 
 #include "stable.h"
 
 #ifdef FASTNAS_WITH_CUDA
 #include <cuda_runtime_api.h>
+#endif
+#if defined(FASTNAS_WITH_CUDA) && !defined(FASTNAS_CUDA_ON_HOST)
 #include <dlfcn.h>
 #endif
 
 namespace fastnas::cuda {
+
+// Whether an op's CUDA kernels have to do it. In the tests' build for the host they always have.
+inline bool on_gpu(const Tensor& tensor) {
+#ifdef FASTNAS_CUDA_ON_HOST
+  (void)tensor;
+  return true;
+#else
+  return tensor.is_cuda();
+#endif
+}
 
 // One of an op's checks: a CUDA tensor needs a build with CUDA kernels.
 inline void check_built(const char* op, const Tensor& tensor) {
@@ -23,9 +36,23 @@ inline void check_built(const char* op, const Tensor& tensor) {
 
 #ifdef FASTNAS_WITH_CUDA
 
+#ifdef FASTNAS_CUDA_ON_HOST
+
+struct DeviceGuard {
+  explicit DeviceGuard(const Tensor&) {}
+};
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+
+#else
+
+struct DeviceGuard {
+  explicit DeviceGuard(const Tensor& tensor) : guard(tensor.get_device_index()) {}
+  torch::stable::accelerator::DeviceGuard guard;
+};
+
 // Torch's current stream. The symbol is looked up when first needed: the extension is also built against a
 // torch without CUDA, which does not have it.
-inline cudaStream_t current_stream(int32_t device) {
+inline cudaStream_t current_stream(const Tensor& tensor) {
   using Getter = AOTITorchError (*)(int32_t, void**);
   static const Getter getter = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
@@ -34,33 +61,38 @@ inline cudaStream_t current_stream(int32_t device) {
   if (getter == nullptr)
     throw std::runtime_error("fastnas: the torch that runs has no CUDA (libtorch_cuda.so)");
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(getter(device, &stream));
+  TORCH_ERROR_CODE_CHECK(getter(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
-// Calls launcher(&params, workspace, stream) on the device of `model`. The workspace, `workspace_size` floats
-// (null for none), comes from torch's caching allocator, which reuses it in stream order.
-template <class Params>
-void run(const char* op, const Tensor& model, int64_t workspace_size,
-         cudaError_t (*launcher)(const Params*, float*, cudaStream_t), const Params& params) {
-  const torch::stable::accelerator::DeviceGuard guard(model.get_device_index());
-  Tensor workspace;
-  float* scratch = nullptr;
-  if (workspace_size > 0) {
-    workspace = torch::stable::new_empty(model, {workspace_size}, ScalarType::Float);
-    scratch = static_cast<float*>(workspace.data_ptr());
-  }
-  const cudaError_t error = launcher(&params, scratch, current_stream(model.get_device_index()));
+#endif
+
+inline void check(const char* op, cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(concat(op, ": CUDA error: ", cudaGetErrorString(error)));
 }
 
-#define FASTNAS_CUDA_RUN(op, model, workspace_size, launcher, params) \
-  ::fastnas::cuda::run(op, model, workspace_size, launcher, params)
+// Calls launcher(&params, workspace, stream) on the device of `model`. The workspace, so many bytes (null for
+// none), comes from torch's caching allocator, which reuses it in stream order.
+template <class Params>
+void run(const char* op, const Tensor& model, int64_t workspace_bytes,
+         cudaError_t (*launcher)(const Params*, void*, cudaStream_t), const Params& params) {
+  const DeviceGuard guard(model);
+  Tensor workspace;
+  void* scratch = nullptr;
+  if (workspace_bytes > 0) {
+    workspace = torch::stable::new_empty(model, {workspace_bytes}, ScalarType::Byte);
+    scratch = workspace.data_ptr();
+  }
+  check(op, launcher(&params, scratch, current_stream(model)));
+}
+
+#define FASTNAS_CUDA_RUN(op, model, workspace_bytes, launcher, params) \
+  ::fastnas::cuda::run(op, model, workspace_bytes, launcher, params)
 
 #else
 
 // Never reached: check_built has refused.
-#define FASTNAS_CUDA_RUN(op, model, workspace_size, launcher, params) (void)0
+#define FASTNAS_CUDA_RUN(op, model, workspace_bytes, launcher, params) (void)0
 
 #endif
 

@@ -45,20 +45,20 @@ inline constexpr int kTableSize = 128;
 // CUDA: blocks that share the sum over n. A function of n alone, so that its order is too.
 inline int64_t backward_blocks(int64_t n) { return std::min<int64_t>((n + 1023) / 1024, 1024); }
 
-// CUDA: floats of workspace. Forward: running sums, where the branches need more than one launch.
-// Backward: each block's share of each <g, x_k>.
-inline int64_t forward_workspace(const ForwardParams& p) { return p.branch_count > kTableSize ? p.n : 0; }
+// CUDA: bytes of workspace, which holds floats. Forward: running sums, where the branches need more than one
+// launch. Backward: each block's share of each <g, x_k>.
+inline int64_t forward_workspace(const ForwardParams& p) { return p.branch_count > kTableSize ? 4 * p.n : 0; }
 inline int64_t backward_workspace(const BackwardParams& p) {
-  return p.branches ? p.branch_count * backward_blocks(p.n) : 0;
+  return p.branches ? 4 * p.branch_count * backward_blocks(p.n) : 0;
 }
 
 }  // namespace fastnas::mixed_sum
 
 #if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
 extern "C" {
-cudaError_t fastnas_mixed_sum_forward(const fastnas::mixed_sum::ForwardParams* params, float* workspace,
+cudaError_t fastnas_mixed_sum_forward(const fastnas::mixed_sum::ForwardParams* params, void* workspace,
                                       cudaStream_t stream);
-cudaError_t fastnas_mixed_sum_backward(const fastnas::mixed_sum::BackwardParams* params, float* workspace,
+cudaError_t fastnas_mixed_sum_backward(const fastnas::mixed_sum::BackwardParams* params, void* workspace,
                                        cudaStream_t stream);
 }
 #endif

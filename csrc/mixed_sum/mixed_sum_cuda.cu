@@ -71,17 +71,21 @@ cudaError_t backward(const BackwardParams& p, float* shares, cudaStream_t stream
 using fastnas::Dtype;
 
 extern "C" cudaError_t fastnas_mixed_sum_forward(const fastnas::mixed_sum::ForwardParams* params,
-                                                 float* workspace, cudaStream_t stream) {
+                                                 void* workspace, cudaStream_t stream) {
   using namespace fastnas::mixed_sum;
-  if (params->dtype == Dtype::float32) return forward<float, float>(*params, workspace, stream);
-  if (params->weights_dtype == Dtype::float32) return forward<BFloat16, float>(*params, workspace, stream);
-  return forward<BFloat16, BFloat16>(*params, workspace, stream);
+  if (params->dtype == Dtype::float32)
+    return forward<float, float>(*params, static_cast<float*>(workspace), stream);
+  if (params->weights_dtype == Dtype::float32)
+    return forward<BFloat16, float>(*params, static_cast<float*>(workspace), stream);
+  return forward<BFloat16, BFloat16>(*params, static_cast<float*>(workspace), stream);
 }
 
 extern "C" cudaError_t fastnas_mixed_sum_backward(const fastnas::mixed_sum::BackwardParams* params,
-                                                  float* workspace, cudaStream_t stream) {
+                                                  void* workspace, cudaStream_t stream) {
   using namespace fastnas::mixed_sum;
-  if (params->dtype == Dtype::float32) return backward<float, float>(*params, workspace, stream);
-  if (params->weights_dtype == Dtype::float32) return backward<BFloat16, float>(*params, workspace, stream);
-  return backward<BFloat16, BFloat16>(*params, workspace, stream);
+  if (params->dtype == Dtype::float32)
+    return backward<float, float>(*params, static_cast<float*>(workspace), stream);
+  if (params->weights_dtype == Dtype::float32)
+    return backward<BFloat16, float>(*params, static_cast<float*>(workspace), stream);
+  return backward<BFloat16, BFloat16>(*params, static_cast<float*>(workspace), stream);
 }
