@@ -8,11 +8,16 @@
 #include <cstdint>
 
 // Starts a kernel. A macro, because a host shim has to say it differently; template arguments go in
-// parentheses around the kernel: FASTNAS_LAUNCH((kernel<float>), blocks, threads, stream, arguments...).
-#ifndef FASTNAS_LAUNCH
-#define FASTNAS_LAUNCH(kernel, blocks, threads, stream, ...) \
-  (kernel)<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
+// parentheses around the kernel: FASTNAS_LAUNCH((kernel<float>), blocks, threads, stream, arguments...). The
+// other one with so many bytes of dynamic shared memory, which FASTNAS_DYNAMIC_SHARED(name) gives the kernel
+// as an array of bytes, aligned to 16.
+#ifndef FASTNAS_LAUNCH_SHARED
+#define FASTNAS_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...) \
+  (kernel)<<<blocks, threads, bytes, stream>>>(__VA_ARGS__)
+#define FASTNAS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #endif
+#define FASTNAS_LAUNCH(kernel, blocks, threads, stream, ...) \
+  FASTNAS_LAUNCH_SHARED(kernel, blocks, threads, 0, stream, __VA_ARGS__)
 
 namespace fastnas::cuda {
 

@@ -86,14 +86,18 @@ void run(const char* op, const Tensor& model, int64_t workspace_bytes,
   check(op, launcher(&params, scratch, current_stream(model)));
 }
 
-#define FASTNAS_CUDA_RUN(op, model, workspace_bytes, launcher, params) \
+#endif
+
+// Runs an op on the device of `model`: launcher (see `run`) on a GPU, cpu(params) on the CPU.
+#if defined(FASTNAS_CUDA_ON_HOST)
+#define FASTNAS_RUN(op, model, workspace_bytes, launcher, cpu, params) \
   ::fastnas::cuda::run(op, model, workspace_bytes, launcher, params)
-
+#elif defined(FASTNAS_WITH_CUDA)
+#define FASTNAS_RUN(op, model, workspace_bytes, launcher, cpu, params)                                \
+  ::fastnas::cuda::on_gpu(model) ? ::fastnas::cuda::run(op, model, workspace_bytes, launcher, params) \
+                                 : cpu(params)
 #else
-
-// Never reached: check_built has refused.
-#define FASTNAS_CUDA_RUN(op, model, workspace_bytes, launcher, params) (void)0
-
+#define FASTNAS_RUN(op, model, workspace_bytes, launcher, cpu, params) cpu(params)
 #endif
 
 }  // namespace fastnas::cuda

@@ -81,10 +81,7 @@ Tensor forward(const Tensor& weights, const std::vector<Tensor>& given) {
                              kernel_dtype(weights)};
   const Counted counted("mixed_sum",
                         work(params.branch_count + 1, params.branch_count, params.n, params.dtype));
-  if (cuda::on_gpu(out))
-    FASTNAS_CUDA_RUN("mixed_sum", out, forward_workspace(params), fastnas_mixed_sum_forward, params);
-  else
-    forward_cpu(params);
+  FASTNAS_RUN("mixed_sum", out, forward_workspace(params), fastnas_mixed_sum_forward, forward_cpu, params);
   return out;
 }
 
@@ -140,11 +137,8 @@ std::tuple<Tensor, std::vector<Tensor>> backward(const Tensor& given_grad, const
   const int64_t read = want_weights ? params.branch_count : 0, written = static_cast<int64_t>(wanted.size());
   const Counted counted("mixed_sum_backward",
                         work(1 + read + written, read, params.n, params.dtype, written));
-  if (cuda::on_gpu(grad))
-    FASTNAS_CUDA_RUN("mixed_sum_backward", grad, backward_workspace(params), fastnas_mixed_sum_backward,
-                     params);
-  else
-    backward_cpu(params);
+  FASTNAS_RUN("mixed_sum_backward", grad, backward_workspace(params), fastnas_mixed_sum_backward,
+              backward_cpu, params);
   return {weights_grad, branch_grads};
 }
 

@@ -6,7 +6,9 @@
 
 #include <ucontext.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #define __global__
@@ -14,13 +16,37 @@
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
 #define __shared__ static
-#define FASTNAS_LAUNCH(kernel, blocks, threads, stream, ...) \
-  ((void)(stream), cuda_on_host::launch(blocks, threads, [&] { (kernel)(__VA_ARGS__); }))
+#define FASTNAS_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...) \
+  ((void)(stream), cuda_on_host::launch(blocks, threads, bytes, [&] { (kernel)(__VA_ARGS__); }))
+#define FASTNAS_DYNAMIC_SHARED(name) unsigned char* name = cuda_on_host::dynamic_shared
 
 using cudaError_t = int;
 using cudaStream_t = void*;
 inline constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline const char* cudaGetErrorString(cudaError_t) { return "an error on the host"; }
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height,
+                                     cudaStream_t) {
+  for (size_t row = 0; row < height; ++row) std::memset(static_cast<char*>(to) + row * pitch, value, width);
+  return cudaSuccess;
+}
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                                     size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+  for (size_t row = 0; row < height; ++row)
+    std::memcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch,
+                width);
+  return cudaSuccess;
+}
 
 struct dim3 {
   unsigned x, y, z;
@@ -40,6 +66,7 @@ inline ucontext_t scheduler;
 inline Fiber* running = nullptr;
 inline void (*body)(const void*);
 inline const void* body_argument;
+inline unsigned char* dynamic_shared;
 
 inline void enter() {
   body(body_argument);
@@ -71,7 +98,10 @@ void run_block(unsigned threads, const Body& run) {
 }
 
 template <class Body>
-void launch(dim3 blocks, unsigned threads, const Body& run) {
+void launch(dim3 blocks, unsigned threads, size_t shared_bytes, const Body& run) {
+  // Poisoned, since on a GPU it holds what the last block left.
+  std::vector<unsigned char> shared(shared_bytes + 16, 0xff);
+  dynamic_shared = shared.data() + (16 - reinterpret_cast<uintptr_t>(shared.data()) % 16) % 16;
   gridDim = blocks;
   blockDim = dim3(threads);
   for (unsigned z = 0; z < blocks.z; ++z)
