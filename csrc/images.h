@@ -72,7 +72,7 @@ inline void check_runs(const Tensor& model, const char* op, const char* name) {
   FASTNAS_CHECK(gpu || model.is_cpu(), op, name, " must be on the CPU or on CUDA, got ", device_text(model));
   const ScalarType dtype = model.scalar_type(), other = gpu ? ScalarType::BFloat16 : ScalarType::Double;
   FASTNAS_CHECK(dtype == ScalarType::Float || dtype == other, op, name, " must be float32 or ",
-                gpu ? "bfloat16 on CUDA" : "float64 on the CPU", ", got ", dtype_text(model));
+                gpu ? "bfloat16 on CUDA" : "float64", ", got ", dtype_text(model));
 }
 
 // The dtype of the numbers that go with images: weights, statistics, coefficients.
@@ -80,19 +80,31 @@ inline ScalarType numbers_type(const Tensor& images) {
   return images.scalar_type() == ScalarType::BFloat16 ? ScalarType::Float : images.scalar_type();
 }
 
-// A contiguous tensor of numbers for the images `model`, on their device, with the given shape.
-inline void check_dense(const Tensor& tensor, const Tensor& model, const std::vector<int64_t>& shape,
-                        const char* op, const char* name) {
+// A contiguous tensor of `dtype` on the device of `model`, with the given shape.
+inline void check_shape(const Tensor& tensor, const Tensor& model, ScalarType dtype,
+                        const std::vector<int64_t>& shape, const char* op, const char* name) {
   bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous() &&
-              tensor.scalar_type() == numbers_type(model) && same_device(tensor, model);
+              tensor.scalar_type() == dtype && same_device(tensor, model);
   std::string text;
   for (size_t d = 0; d < shape.size(); ++d) {
     fits = fits && tensor.size(static_cast<int64_t>(d)) == shape[d];
     text += (d ? ", " : "") + std::to_string(shape[d]);
   }
-  FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ",
-                dtype_text(numbers_type(model)), " on ", device_text(model), "; got ", shape_text(tensor),
-                ", ", dtype_text(tensor), " on ", device_text(tensor));
+  FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ", dtype_text(dtype), " on ",
+                device_text(model), "; got ", shape_text(tensor), ", ", dtype_text(tensor), " on ",
+                device_text(tensor));
+}
+
+// Numbers for the images `model`.
+inline void check_dense(const Tensor& tensor, const Tensor& model, const std::vector<int64_t>& shape,
+                        const char* op, const char* name) {
+  check_shape(tensor, model, numbers_type(model), shape, op, name);
+}
+
+// Images like `model`, as (N, height, width, channels).
+inline void check_rows(const Tensor& tensor, const Tensor& model, const std::vector<int64_t>& shape,
+                       const char* op, const char* name) {
+  check_shape(tensor, model, model.scalar_type(), shape, op, name);
 }
 
 }  // namespace fastnas

@@ -1,28 +1,11 @@
 // A pass backward: groups of edges from the last state to the first, then the preprocessing.
-#include <cstring>
-
 #include "cell/pass.h"
 #include "cell/pixels.h"
 
 namespace fastnas::cell {
-namespace {
-
-// Sums over all pixels.
-template <class T>
-void sum_pixels(const Images& images, const T* scale, T* out) {
-  std::vector<double> sums(images.channels, 0.0);
-  for (int64_t i = 0; i < pixels_of(images); ++i) {
-    const T* pixel = reinterpret_cast<const T*>(pixel_of(images, i, sizeof(T)));
-    for (int64_t c = 0; c < images.channels; ++c) sums[c] += static_cast<double>(pixel[c]);
-  }
-  for (int64_t c = 0; c < images.channels; ++c)
-    out[c] = static_cast<T>(static_cast<double>(scale[c]) * sums[c]);
-}
-
-}  // namespace
 
 Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vector<bool>& inputs_wanted) {
-  const Images whole = images_like(grad, given_.statistics, kOp, "grad");
+  const Images whole = images_like(grad, model_, kOp, "grad");
   check_size(whole, count_, plan_.channels * static_cast<int64_t>(plan_.output.size()), height_, width_, kOp,
              "grad");
   FASTNAS_CHECK(inputs_wanted.size() == plan_.inputs.size(), kOp, "one flag an input is needed, got ",
@@ -43,7 +26,7 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vec
     }
     own_grads_.push_back(batch(states_[state].height, states_[state].width));
     grads_.push_back(own_grads_.back().images);
-    if (slot != kNone) copy(slice(whole, slot), grads_.back(), element_);
+    if (slot != kNone) copy(slice(whole, slot), grads_.back(), model_);
   }
   for (size_t i = plan_.groups.size(); i-- > 0;) read_backward(i);
   std::vector<Tensor> inputs;
@@ -54,7 +37,7 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vec
 
 // Zero, if nothing has been added to a state's gradient.
 void Pass::begin_grad(int64_t state) {
-  if (!begun_[state]) fill_zero(grads_[state], element_);
+  if (!begun_[state]) fill_zero(grads_[state], model_);
   begun_[state] = true;
 }
 
@@ -70,7 +53,7 @@ void Pass::read_backward(size_t index) {
     if (!group.terms[t].empty())
       sums.push_back(
           sum_backward(grads_[group.targets[t]], branches_of(index, firsts, group.terms[t]), group.terms[t]));
-  if (!sums.empty()) normalised_mixed_sum::run_backward(sums);
+  if (!sums.empty()) normalised_mixed_sum::run_backward(sums, model_);
   if (!passes(group.state)) return;
   const Images &x = states_[group.state], &x_grad = grads_[group.state];
   std::vector<Images> grads;
@@ -78,7 +61,7 @@ void Pass::read_backward(size_t index) {
   const std::vector<Images> middle_grads = images_of_all(middle_grads_, group.middle.size());
   if (!group.second.empty()) {
     const std::vector<Images> middles = images_of_all(middles_, group.middle.size());
-    separable_stage::run_forward(stage({x}, {kNone}, group.middles, middles, false));
+    separable_stage::run_forward(stage({x}, {kNone}, group.middles, middles, false), model_);
     stage_backward(grads, images_of_all(seconds_[index], group.middle.size()), middles, group.middle_norms,
                    group.second, middle_grads, false);
   }
@@ -105,19 +88,20 @@ void Pass::pool_backward(const Group& group) {
     params.edges.push_back({grad.data, grad.pixel, branch(row.average_norm, row.average_weight),
                             branch(row.maximum_norm, row.maximum_weight), weight(row.skip_weight)});
   }
-  shared_pooling::run_backward(params);
+  shared_pooling::run_backward(params, model_);
 }
 
 // The gradient of an input, out of that of its state.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
-  if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(given_.statistics, {0});
+  if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(model_, {0});
   begin_grad(static_cast<int64_t>(i));
   if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
   const Images& raw = input_raws_[i];
-  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
+  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})},
+                                     model_);
   const Images x = input_images(i);
-  const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);
+  const Tensor grad = new_images(model_, x.count, x.channels, x.height, x.width);
   const Images x_grad = images_of(grad, kOp, "x_grad");
   stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad}, false);
   return grad;
@@ -126,17 +110,11 @@ Tensor Pass::preprocess_backward(size_t i) {
 // Of convolutions' biases: zero where the batch's mean is taken away behind them, else a sum of gradients.
 void Pass::bias_gradients() const {
   for (const Bias& bias : plan_.biases) {
-    char* to = static_cast<char*>(weights_grad_.data_ptr()) + bias.offset * element_;
-    if (given_.training) {
-      std::memset(to, 0, plan_.channels * element_);
-      continue;
-    }
-    const Images& grad = grads_[bias.target];
-    if (dtype_ == Dtype::float64)
-      sum_pixels(grad, reinterpret_cast<const double*>(coefficient(bias.norm)),
-                 reinterpret_cast<double*>(to));
+    char* to = static_cast<char*>(weights_grad_.data_ptr()) + bias.offset * number_;
+    if (given_.training)
+      fill_zero(to, plan_.channels * number_, model_);
     else
-      sum_pixels(grad, reinterpret_cast<const float*>(coefficient(bias.norm)), reinterpret_cast<float*>(to));
+      sum_pixels(grads_[bias.target], coefficient(bias.norm), to, model_);
   }
 }
 

@@ -14,12 +14,14 @@ Plan plan_of(const Tensor& numbers, const Arguments& given) {
                     numbers.scalar_type() == ScalarType::Long,
                 kOp, "the plan must be a contiguous vector of int64 on the CPU, got ", shape_text(numbers),
                 ", ", dtype_text(numbers), " on ", device_text(numbers));
-  const Tensor& model = given.statistics;
-  FASTNAS_CHECK(model.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(model));
-  FASTNAS_CHECK(model.scalar_type() == ScalarType::Float || model.scalar_type() == ScalarType::Double, kOp,
-                "tensors must be float32 or float64, got ", dtype_text(model));
+  FASTNAS_CHECK(!given.inputs.empty(), kOp, "at least one input is needed, got none");
+  const Tensor& model = given.inputs.front();
+  check_runs(model, kOp, "inputs");
+  FASTNAS_CHECK(numbers_type(model) == given.statistics.scalar_type() && same_device(model, given.statistics),
+                kOp, "inputs must be ", dtype_text(given.statistics), " on ", device_text(given.statistics),
+                " as the statistics are, got ", dtype_text(model), " on ", device_text(model));
   Plan plan = read_plan(static_cast<const int64_t*>(numbers.data_ptr()), numbers.numel());
-  check_dense(model, model, {plan.norms, 2, plan.channels}, kOp, "statistics");
+  check_dense(given.statistics, model, {plan.norms, 2, plan.channels}, kOp, "statistics");
   check_dense(given.mixing, model, {plan.mixing}, kOp, "mixing");
   check_dense(given.weights, model, {plan.weights}, kOp, "weights");
   return plan;
@@ -51,7 +53,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
 }  // namespace
 }  // namespace fastnas::cell
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER(m) {
   m.impl("cell", TORCH_BOX(&fastnas::cell::forward));
   m.impl("cell_backward", TORCH_BOX(&fastnas::cell::backward));
 }

@@ -8,11 +8,11 @@ namespace fastnas::cell {
 
 Tensor Pass::forward() {
   const int64_t channels = plan_.channels * static_cast<int64_t>(plan_.output.size());
-  const Tensor out = new_images(given_.statistics, count_, channels, height_, width_);
+  const Tensor out = new_images(model_, count_, channels, height_, width_);
   const Images whole = images_of(out, kOp, "out");
   run(whole, given_.training, false);
   for (int64_t state = 0; plan_.is_input(state); ++state)
-    if (plan_.slot(state) != kNone) copy(states_[state], slice(whole, plan_.slot(state)), element_);
+    if (plan_.slot(state) != kNone) copy(states_[state], slice(whole, plan_.slot(state)), model_);
   return out;
 }
 
@@ -32,7 +32,7 @@ void Pass::run(const Images& out, bool training, bool known) {
   place_nodes(out, [&] { return node(); });
   const auto is_wanted = [&](int64_t state) { return !known || is_own(state); };
   for (const int64_t state : plan_.empty)
-    if (is_wanted(state)) fill_zero(states_[state], element_);
+    if (is_wanted(state)) fill_zero(states_[state], model_);
   std::vector<bool> begun(plan_.states, false);
   for (size_t i = 0; i < plan_.groups.size(); ++i) {
     const Group& group = plan_.groups[i];
@@ -47,7 +47,7 @@ void Pass::run(const Images& out, bool training, bool known) {
           sum(branches_of(i, firsts, group.terms[t]), group.terms[t], states_[target], begun[target]));
       begun[target] = true;
     }
-    if (!sums.empty()) normalised_mixed_sum::run_forward(sums);
+    if (!sums.empty()) normalised_mixed_sum::run_forward(sums, model_);
   }
 }
 
@@ -60,7 +60,7 @@ void Pass::preprocess(size_t i, bool training) {
   }
   projected_.push_back(batch(states_[0].height, states_[0].width));
   const Images& raw = projected_.back().images;
-  separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training));
+  separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training), model_);
   normalise(i, raw);
 }
 
@@ -70,7 +70,8 @@ void Pass::normalise(size_t i, const Images& raw) {
   input_states_.push_back(batch(raw.height, raw.width));
   states_[i] = input_states_.back().images;
   const Input& input = plan_.inputs[i];
-  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)});
+  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)},
+                                    model_);
 }
 
 // All convolutions of a group, up to their raw outputs.
@@ -85,11 +86,12 @@ void Pass::read(size_t index, bool training) {
   seconds_.push_back(std::move(seconds));
   if (!group.first.empty())
     separable_stage::run_forward(
-        stage({states_[group.state]}, {kNone}, group.first, firsts_of(index), training));
+        stage({states_[group.state]}, {kNone}, group.first, firsts_of(index), training), model_);
   if (!group.second.empty())
-    separable_stage::run_forward(stage(images_of_all(middles_, group.middle.size()), group.middle_norms,
-                                       group.second, images_of_all(seconds_[index], group.middle.size()),
-                                       training));
+    separable_stage::run_forward(
+        stage(images_of_all(middles_, group.middle.size()), group.middle_norms, group.second,
+              images_of_all(seconds_[index], group.middle.size()), training),
+        model_);
 }
 
 // ---------------------------------------------------------------------------- what backward needs
@@ -107,7 +109,7 @@ std::vector<Tensor> Pass::kept() const {
 }
 
 void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
-  const Images whole = images_like(out, given_.statistics, kOp, "out");
+  const Images whole = images_like(out, model_, kOp, "out");
   check_size(whole, count_, plan_.channels * static_cast<int64_t>(plan_.output.size()), height_, width_, kOp,
              "out");
   if (kept.empty()) {
@@ -118,7 +120,7 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
   const auto take = [&](int64_t height, int64_t width) -> Batch {
     FASTNAS_CHECK(taken < kept.size(), kOp, "too few tensors were kept");
     const Tensor& tensor = kept[taken++];
-    check_dense(tensor, given_.statistics, {count_, height, width, plan_.channels}, kOp, "kept");
+    check_rows(tensor, model_, {count_, height, width, plan_.channels}, kOp, "kept");
     return batch(tensor, height, width);
   };
   for (const Input& input : plan_.inputs)

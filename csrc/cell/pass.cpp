@@ -8,8 +8,10 @@ namespace fastnas::cell {
 Pass::Pass(const Plan& plan, const Arguments& given)
     : plan_(plan),
       given_(given),
-      dtype_(kernel_dtype(given.statistics)),
+      model_(given.inputs.front()),
+      dtype_(kernel_dtype(model_)),
       element_(size_of(dtype_)),
+      number_(size_of(kernel_dtype(given.statistics))),
       input_raws_(plan.inputs.size()),
       states_(plan.states),
       coefficients_(given.statistics),
@@ -35,15 +37,12 @@ Pass::Pass(const Plan& plan, const Arguments& given)
   }
 }
 
-Images Pass::input_images(size_t i) const {
-  return images_like(given_.inputs[i], given_.statistics, kOp, "inputs");
-}
+Images Pass::input_images(size_t i) const { return images_like(given_.inputs[i], model_, kOp, "inputs"); }
 
 bool Pass::is_own(int64_t state) const { return !plan_.is_input(state) && plan_.slot(state) == kNone; }
 
 Batch Pass::batch(int64_t height, int64_t width) const {
-  return batch(torch::stable::new_empty(given_.statistics, {count_, height, width, plan_.channels}), height,
-               width);
+  return batch(torch::stable::new_empty(model_, {count_, height, width, plan_.channels}), height, width);
 }
 
 Batch Pass::batch(const Tensor& rows, int64_t height, int64_t width) const {
@@ -63,17 +62,17 @@ void Pass::reserve(std::vector<Batch>& scratch, size_t count) const {
 
 char* Pass::statistic(int64_t norm) const {
   if (norm == kNone) return nullptr;
-  return static_cast<char*>(given_.statistics.data_ptr()) + norm * 2 * plan_.channels * element_;
+  return static_cast<char*>(given_.statistics.data_ptr()) + norm * 2 * plan_.channels * number_;
 }
 
 char* Pass::coefficient(int64_t norm) const {
   if (norm == kNone) return nullptr;
-  return static_cast<char*>(coefficients_.data_ptr()) + norm * 3 * plan_.channels * element_;
+  return static_cast<char*>(coefficients_.data_ptr()) + norm * 3 * plan_.channels * number_;
 }
 
 const char* Pass::weight(int64_t index) const {
   if (index == kNone) return nullptr;
-  return static_cast<const char*>(given_.mixing.data_ptr()) + index * element_;
+  return static_cast<const char*>(given_.mixing.data_ptr()) + index * number_;
 }
 
 // ---------------------------------------------------------------------------- calls of the ops
@@ -92,13 +91,13 @@ separable_stage::Params Pass::stage(const std::vector<Images>& sources, const st
     separable_stage::check_row(row, static_cast<int64_t>(sources.size()), sources.front().channels,
                                plan_.weights, plan_.norms);
     const Images &x = sources[row.source], &out = outs[row.out];
-    auto branch = separable_stage::branch_of(row, x.height, x.width, weights, element_);
+    auto branch = separable_stage::branch_of(row, x.height, x.width, weights, number_);
     FASTNAS_CHECK(branch.height == out.height && branch.width == out.width, kOp, "a branch of stride ",
                   row.stride, " does not have the size of its node");
     branch.raw = slice(out, row.out_channel).data;
     branch.raw_pixel = out.pixel;
-    branch.mean = statistic(row.norm) + row.out_channel * element_;
-    branch.variance = statistic(row.norm) + (plan_.channels + row.out_channel) * element_;
+    branch.mean = statistic(row.norm) + row.out_channel * number_;
+    branch.variance = statistic(row.norm) + (plan_.channels + row.out_channel) * number_;
     params.branches.push_back(branch);
   }
   return params;
@@ -120,12 +119,12 @@ void Pass::stage_backward(const std::vector<Images>& grads, const std::vector<Im
     separable_stage::Branch& branch = params.branches[k];
     branch.grad = slice(grads[row.grad], row.out_channel).data;
     branch.grad_pixel = grads[row.grad].pixel;
-    branch.coefficients = coefficient(row.norm) + row.out_channel * element_;
+    branch.coefficients = coefficient(row.norm) + row.out_channel * number_;
     branch.coefficient_row = plan_.channels;
     if (weights_wanted_)
-      separable_stage::want_weights_grad(row, static_cast<char*>(weights_grad_.data_ptr()), element_, branch);
+      separable_stage::want_weights_grad(row, static_cast<char*>(weights_grad_.data_ptr()), number_, branch);
   }
-  separable_stage::run_backward(params);
+  separable_stage::run_backward(params, model_);
 }
 
 normalised_mixed_sum::Params Pass::sum(const std::vector<Images>& branches, const std::vector<Term>& terms,
@@ -144,7 +143,7 @@ normalised_mixed_sum::Params Pass::sum_backward(const Images& grad, const std::v
   char* weight_grads = static_cast<char*>(mixing_grad_.data_ptr());
   for (size_t k = 0; k < terms.size(); ++k) {
     params.branches[k].coefficients = coefficient(terms[k].norm);
-    if (terms[k].weight != kNone) params.branches[k].weight_grad = weight_grads + terms[k].weight * element_;
+    if (terms[k].weight != kNone) params.branches[k].weight_grad = weight_grads + terms[k].weight * number_;
   }
   return params;
 }
@@ -173,7 +172,7 @@ void Pass::pool(const Group& group, bool statistics) {
     for (const int64_t norm : wanted.average_norms) params.average_norms.push_back(statistic(norm));
     for (const int64_t norm : wanted.maximum_norms) params.maximum_norms.push_back(statistic(norm));
   }
-  shared_pooling::run_forward(params);
+  shared_pooling::run_forward(params, model_);
 }
 
 // ---------------------------------------------------------------------------- outputs of a group's calls

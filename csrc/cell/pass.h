@@ -7,8 +7,9 @@
 
 #include "cell/plan.h"
 #include "images.h"
-#include "normalised_mixed_sum/normalised_mixed_sum.h"
-#include "shared_pooling/shared_pooling.h"
+#include "normalised_mixed_sum/run.h"
+#include "separable_stage/run.h"
+#include "shared_pooling/run.h"
 
 namespace fastnas::cell {
 
@@ -104,8 +105,9 @@ class Pass {
 
   const Plan& plan_;
   const Arguments& given_;
+  const Tensor& model_;  // of images
   const Dtype dtype_;
-  const int64_t element_;
+  const int64_t element_, number_;  // bytes of an image's element, and of weights' and statistics'
   int64_t count_, height_, width_;  // of the nodes
 
   std::vector<Batch> projected_, own_;  // kept, in order

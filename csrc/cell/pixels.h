@@ -1,30 +1,17 @@
-// Pixels of batches of images, on the host.
+// Pixels of batches of images, on the device of `model`, whose dtype is theirs.
 #pragma once
-
-#include <cstring>
 
 #include "images.h"
 
 namespace fastnas::cell {
 
-inline char* pixel_of(const Images& images, int64_t i, int64_t element) {
-  return static_cast<char*>(images.data) + i * images.pixel * element;
-}
-
 inline int64_t pixels_of(const Images& images) { return images.count * images.height * images.width; }
 
-inline void fill_zero(const Images& images, int64_t element) {
-  if (images.pixel == images.channels) {
-    std::memset(images.data, 0, pixels_of(images) * images.channels * element);
-  } else {
-    for (int64_t i = 0; i < pixels_of(images); ++i)
-      std::memset(pixel_of(images, i, element), 0, images.channels * element);
-  }
-}
+void fill_zero(const Images& images, const Tensor& model);
+void fill_zero(void* numbers, int64_t bytes, const Tensor& model);
+void copy(const Images& from, const Images& to, const Tensor& model);
 
-inline void copy(const Images& from, const Images& to, int64_t element) {
-  for (int64_t i = 0; i < pixels_of(from); ++i)
-    std::memcpy(pixel_of(to, i, element), pixel_of(from, i, element), from.channels * element);
-}
+// out[c] = scale[c] times the sum of channel c over all pixels.
+void sum_pixels(const Images& images, const void* scale, void* out, const Tensor& model);
 
 }  // namespace fastnas::cell

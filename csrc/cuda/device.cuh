@@ -70,10 +70,10 @@ __device__ __forceinline__ void store_pack(T* array, int64_t i, int64_t n, const
   }
 }
 
-// The sum of `value` over the block's kThreads threads, in a tree whose order is fixed; thread 0 receives it.
-// `scratch` is kThreads floats of shared memory, free again when the call returns.
-template <int kThreads>
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
+// The sum of `value` over the block's kThreads threads, in a tree whose order is fixed; all threads receive
+// it. `scratch` is kThreads numbers of shared memory, free again when the call returns.
+template <int kThreads, class Number>
+__device__ __forceinline__ Number block_sum(Number value, Number* scratch) {
   static_assert((kThreads & (kThreads - 1)) == 0, "the tree halves the block");
   scratch[threadIdx.x] = value;
   __syncthreads();
@@ -82,7 +82,7 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     if (threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
     __syncthreads();
   }
-  const float total = scratch[0];
+  const Number total = scratch[0];
   __syncthreads();
   return total;
 }

@@ -2,10 +2,12 @@
 #include "separable_stage/separable_stage.h"
 
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <utility>
 
 #include "images.h"
+#include "separable_stage/run.h"
 #include "separable_stage/table.h"
 #include "stable.h"
 #include "work.h"
@@ -15,6 +17,21 @@ namespace {
 
 constexpr const char* kOp = "separable_stage: ";
 
+int64_t element_size(const Tensor& tensor) { return static_cast<int64_t>(tensor.element_size()); }
+
+// What kernels for a GPU count in 32 bits, and hand over in an argument.
+void check_fits_gpu(const Params& params) {
+  std::vector<int> branches(params.sources.size(), 0);
+  for (const Branch& b : params.branches) ++branches[b.source];
+  for (size_t s = 0; s < params.sources.size(); ++s) {
+    FASTNAS_CHECK(branches[s] <= kMaxSourceBranches, kOp, "on CUDA a source is read by at most ",
+                  kMaxSourceBranches, " branches, source ", s, " by ", branches[s]);
+    const Source& x = params.sources[s];
+    FASTNAS_CHECK(params.images * x.height * x.width <= std::numeric_limits<int32_t>::max() / 2, kOp,
+                  "on CUDA a batch has at most 2^30 pixels, got ", params.images * x.height * x.width);
+  }
+}
+
 // What forward and backward share. Outputs, statistics and gradients are filled in by them.
 Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
               const Tensor& weights, const Tensor& statistics, const std::vector<Row>& rows, double eps,
@@ -22,16 +39,14 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   FASTNAS_CHECK(!sources.empty() && sources.size() == source_norms.size(), kOp,
                 "one norm a source is needed");
   const Tensor& model = sources.front();
-  FASTNAS_CHECK(model.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(model));
-  FASTNAS_CHECK(model.scalar_type() == ScalarType::Float || model.scalar_type() == ScalarType::Double, kOp,
-                "sources must be float32 or float64, got ", dtype_text(model));
+  check_runs(model, kOp, "sources");
   check_dense(weights, model, {weights.numel()}, kOp, "weights");
   FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
                 "statistics must have shape (norms, 2, channels), got ", shape_text(statistics));
   check_dense(statistics, model, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
   Params params{{}, {}, model.size(0), eps, training, kernel_dtype(model)};
   const int64_t norms = statistics.size(0), channels = statistics.size(2);
-  const int64_t element = model.element_size();
+  const int64_t number = element_size(statistics);
   char* norm_data = static_cast<char*>(statistics.data_ptr());
   const Images first = images_of(model, kOp, "sources");
   std::vector<bool> read(sources.size(), false);
@@ -42,7 +57,7 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
     FASTNAS_CHECK(norm >= -1 && norm < norms && (norm < 0 || x.channels == channels), kOp, "source of ",
                   x.channels, " channels with norm ", norm, " among ", norms, " of ", channels);
     params.sources.push_back({x.data, x.pixel, x.height, x.width, x.channels,
-                              norm < 0 ? nullptr : norm_data + norm * 2 * channels * element, nullptr, 0,
+                              norm < 0 ? nullptr : norm_data + norm * 2 * channels * number, nullptr, 0,
                               norm < 0, nullptr});
   }
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
@@ -52,19 +67,18 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
               norms);
     FASTNAS_CHECK(r.norm < 0 || r.out_channel + r.channels <= channels, kOp, "a norm has ", channels,
                   " channels, an output more");
-    params.branches.push_back(branch_of(r, first.height, first.width, weight_data, element));
+    params.branches.push_back(branch_of(r, first.height, first.width, weight_data, number));
     read[r.source] = true;
   }
   for (size_t s = 0; s < read.size(); ++s)
     FASTNAS_CHECK(read[s], kOp, "no branch reads source ", s, " of ", read.size());
+  if (cuda::on_gpu(model)) check_fits_gpu(params);
   return params;
 }
 
 bool has_pixels(const Params& params) {
   return params.images > 0 && params.sources.front().height > 0 && params.sources.front().width > 0;
 }
-
-int64_t element_size(const Tensor& tensor) { return static_cast<int64_t>(tensor.element_size()); }
 
 std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
                             const Tensor& weights, const Tensor& statistics,
@@ -93,7 +107,8 @@ std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vecto
   std::vector<Tensor> outs;
   for (const Out& out : wanted)
     outs.push_back(new_images(sources.front(), params.images, out.channels, out.height, out.width));
-  const int64_t element = element_size(statistics), channels = statistics.size(2);
+  const int64_t element = element_size(sources.front()), number = element_size(statistics);
+  const int64_t channels = statistics.size(2);
   char* norm_data = static_cast<char*>(statistics.data_ptr());
   for (size_t k = 0; k < rows.size(); ++k) {
     const Row& r = rows[k];
@@ -101,11 +116,11 @@ std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vecto
     b.raw = static_cast<char*>(outs[r.out].data_ptr()) + r.out_channel * element;
     b.raw_pixel = wanted[r.out].channels;
     if (r.norm >= 0) {
-      b.mean = norm_data + (r.norm * 2 * channels + r.out_channel) * element;
-      b.variance = norm_data + ((r.norm * 2 + 1) * channels + r.out_channel) * element;
+      b.mean = norm_data + (r.norm * 2 * channels + r.out_channel) * number;
+      b.variance = norm_data + ((r.norm * 2 + 1) * channels + r.out_channel) * number;
     }
   }
-  run_forward(params);
+  run_forward(params, sources.front());
   return outs;
 }
 
@@ -117,7 +132,8 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
   const std::vector<Row> rows = read_table(table);
   Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
   const Tensor& model = sources.front();
-  const int64_t element = element_size(model), channels = statistics.size(2);
+  const int64_t element = element_size(model), number = element_size(statistics);
+  const int64_t channels = statistics.size(2);
   check_dense(coefficients, model, {statistics.size(0), 3, channels}, kOp, "coefficients");
   char* coefficient_data = static_cast<char*>(coefficients.data_ptr());
   FASTNAS_CHECK(source_grads.size() == sources.size(), kOp, "one gradient a source is needed");
@@ -128,7 +144,7 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     source.grad = grad.data;
     source.grad_pixel = grad.pixel;
     if (source_norms[s] >= 0)
-      source.coefficients = coefficient_data + source_norms[s] * 3 * channels * element;
+      source.coefficients = coefficient_data + source_norms[s] * 3 * channels * number;
   }
   char* weights_grad_data = nullptr;
   if (!weights_grad.empty()) {
@@ -151,12 +167,12 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     b.raw_pixel = raw.pixel;
     b.grad = static_cast<char*>(grad.data) + r.out_channel * element;
     b.grad_pixel = grad.pixel;
-    b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * element;
+    b.coefficients = coefficient_data + (r.norm * 3 * channels + r.out_channel) * number;
     b.coefficient_row = channels;
-    b.mean = static_cast<char*>(statistics.data_ptr()) + (r.norm * 2 * channels + r.out_channel) * element;
-    if (weights_grad_data != nullptr) want_weights_grad(r, weights_grad_data, element, b);
+    b.mean = static_cast<char*>(statistics.data_ptr()) + (r.norm * 2 * channels + r.out_channel) * number;
+    if (weights_grad_data != nullptr) want_weights_grad(r, weights_grad_data, number, b);
   }
-  run_backward(params);
+  run_backward(params, model);
   if (!has_pixels(params) && !weights_grad.empty()) {
     Tensor zeros = weights_grad.front();
     torch::stable::zero_(zeros);
@@ -207,21 +223,23 @@ Work backward_work(const Params& params) {
 
 }  // namespace
 
-void run_forward(const Params& params) {
+void run_forward(const Params& params, const Tensor& model) {
   if (!has_pixels(params)) return;
   const Counted counted("separable_stage", forward_work(params));
-  forward_cpu(params);
+  FASTNAS_RUN("separable_stage", model, fastnas_separable_stage_forward_workspace(&params),
+              fastnas_separable_stage_forward, forward_cpu, params);
 }
 
-void run_backward(const Params& params) {
+void run_backward(const Params& params, const Tensor& model) {
   if (!has_pixels(params)) return;
   const Counted counted("separable_stage_backward", backward_work(params));
-  backward_cpu(params);
+  FASTNAS_RUN("separable_stage_backward", model, fastnas_separable_stage_backward_workspace(&params),
+              fastnas_separable_stage_backward, backward_cpu, params);
 }
 
 }  // namespace fastnas::separable_stage
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER(m) {
   m.impl("separable_stage", TORCH_BOX(&fastnas::separable_stage::forward));
   m.impl("separable_stage_backward", TORCH_BOX(&fastnas::separable_stage::backward));
 }

@@ -12,6 +12,10 @@
 
 #include "dtype.h"
 
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+#include <cuda_runtime_api.h>
+#endif
+
 namespace fastnas::separable_stage {
 
 // An image state: (N, height, width, channels), rows dense, pixels `pixel` elements apart.
@@ -58,8 +62,19 @@ struct Params {
 void forward_cpu(const Params& params);
 void backward_cpu(const Params& params);
 
-// Does nothing where there are no pixels, counts the work (work.h) and runs the device's kernels.
-void run_forward(const Params& params);
-void run_backward(const Params& params);
+// CUDA: branches that read one source, whose table travels in a kernel's argument.
+inline constexpr int kMaxSourceBranches = 64;
 
 }  // namespace fastnas::separable_stage
+
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+extern "C" {
+// Bytes of workspace.
+int64_t fastnas_separable_stage_forward_workspace(const fastnas::separable_stage::Params* params);
+int64_t fastnas_separable_stage_backward_workspace(const fastnas::separable_stage::Params* params);
+cudaError_t fastnas_separable_stage_forward(const fastnas::separable_stage::Params* params, void* workspace,
+                                            cudaStream_t stream);
+cudaError_t fastnas_separable_stage_backward(const fastnas::separable_stage::Params* params, void* workspace,
+                                             cudaStream_t stream);
+}
+#endif
