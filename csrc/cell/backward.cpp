@@ -70,7 +70,7 @@ void Pass::read_backward(size_t index) {
     if (!group.terms[t].empty())
       sums.push_back(
           sum_backward(grads_[group.targets[t]], branches_of(index, firsts, group.terms[t]), group.terms[t]));
-  if (!sums.empty()) normalised_mixed_sum::run_backward(sums);
+  if (!sums.empty()) normalised_mixed_sum::run_backward(sums, given_.statistics);
   if (!passes(group.state)) return;
   const Images &x = states_[group.state], &x_grad = grads_[group.state];
   std::vector<Images> grads;
@@ -105,7 +105,7 @@ void Pass::pool_backward(const Group& group) {
     params.edges.push_back({grad.data, grad.pixel, branch(row.average_norm, row.average_weight),
                             branch(row.maximum_norm, row.maximum_weight), weight(row.skip_weight)});
   }
-  shared_pooling::run_backward(params);
+  shared_pooling::run_backward(params, given_.statistics);
 }
 
 // The gradient of an input, out of that of its state.
@@ -115,7 +115,8 @@ Tensor Pass::preprocess_backward(size_t i) {
   begin_grad(static_cast<int64_t>(i));
   if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
   const Images& raw = input_raws_[i];
-  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})});
+  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})},
+                                     given_.statistics);
   const Images x = input_images(i);
   const Tensor grad = new_images(given_.statistics, x.count, x.channels, x.height, x.width);
   const Images x_grad = images_of(grad, kOp, "x_grad");

@@ -47,7 +47,7 @@ void Pass::run(const Images& out, bool training, bool known) {
           sum(branches_of(i, firsts, group.terms[t]), group.terms[t], states_[target], begun[target]));
       begun[target] = true;
     }
-    if (!sums.empty()) normalised_mixed_sum::run_forward(sums);
+    if (!sums.empty()) normalised_mixed_sum::run_forward(sums, given_.statistics);
   }
 }
 
@@ -70,7 +70,8 @@ void Pass::normalise(size_t i, const Images& raw) {
   input_states_.push_back(batch(raw.height, raw.width));
   states_[i] = input_states_.back().images;
   const Input& input = plan_.inputs[i];
-  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)});
+  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)},
+                                    given_.statistics);
 }
 
 // All convolutions of a group, up to their raw outputs.

@@ -173,7 +173,7 @@ void Pass::pool(const Group& group, bool statistics) {
     for (const int64_t norm : wanted.average_norms) params.average_norms.push_back(statistic(norm));
     for (const int64_t norm : wanted.maximum_norms) params.maximum_norms.push_back(statistic(norm));
   }
-  shared_pooling::run_forward(params);
+  shared_pooling::run_forward(params, given_.statistics);
 }
 
 // ---------------------------------------------------------------------------- outputs of a group's calls

@@ -7,8 +7,8 @@
 
 #include "cell/plan.h"
 #include "images.h"
-#include "normalised_mixed_sum/normalised_mixed_sum.h"
-#include "shared_pooling/shared_pooling.h"
+#include "normalised_mixed_sum/run.h"
+#include "shared_pooling/run.h"
 
 namespace fastnas::cell {
 

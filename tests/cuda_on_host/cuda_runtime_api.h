@@ -14,7 +14,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __shared__ static
 #define FASTNAS_LAUNCH_SHARED(kernel, blocks, threads, bytes, stream, ...) \
   ((void)(stream), cuda_on_host::launch(blocks, threads, bytes, [&] { (kernel)(__VA_ARGS__); }))
