@@ -1,8 +1,7 @@
 // The normalised mixed sum's binding: every check of its arguments, and the registration.
-#include "normalised_mixed_sum/normalised_mixed_sum.h"
-
+#include "cuda/runtime.h"
 #include "images.h"
-#include "stable.h"
+#include "normalised_mixed_sum/run.h"
 #include "work.h"
 
 namespace fastnas::normalised_mixed_sum {
@@ -14,9 +13,7 @@ constexpr const char* kOp = "normalised_mixed_sum: ";
 Params common(const Tensor& out, const std::vector<Tensor>& branches, const std::vector<int64_t>& norms,
               const Tensor& weights, const std::vector<int64_t>& indices, const Tensor& statistics,
               double eps, bool training) {
-  FASTNAS_CHECK(out.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(out));
-  FASTNAS_CHECK(out.scalar_type() == ScalarType::Float || out.scalar_type() == ScalarType::Double, kOp,
-                "branches must be float32 or float64, got ", dtype_text(out));
+  check_runs(out, kOp, "branches");
   FASTNAS_CHECK(!branches.empty() && norms.size() == branches.size() && indices.size() == branches.size(),
                 kOp, "one norm and one weight a branch are needed, and at least one branch");
   FASTNAS_CHECK(statistics.dim() == 3 && statistics.size(1) == 2, kOp,
@@ -24,7 +21,7 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
   check_dense(statistics, out, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
   check_dense(weights, out, {weights.numel()}, kOp, "weights");
   const Images to = images_of(out, kOp, "out");
-  const int64_t channels = statistics.size(2), element = out.element_size();
+  const int64_t channels = statistics.size(2), element = statistics.element_size();
   const char* norm_data = static_cast<const char*>(statistics.data_ptr());
   const char* weight_data = static_cast<const char*>(weights.data_ptr());
   Params params{{},    to.data,  to.pixel,         to.count * to.height * to.width, to.channels, eps,
@@ -49,7 +46,7 @@ void forward(const std::vector<Tensor>& branches, const std::vector<int64_t>& no
              bool add) {
   Params params = common(out, branches, norms, weights, indices, statistics, eps, false);
   params.add = add;
-  run_forward({params});
+  run_forward({params}, out);
 }
 
 // Backward writes one gradient a row, so no two branches may share one.
@@ -71,7 +68,7 @@ void backward(const Tensor& grad, const std::vector<Tensor>& branches, const std
   check_once(indices, weights.numel(), "weight");
   check_dense(coefficients, grad, {statistics.size(0), 3, statistics.size(2)}, kOp, "coefficients");
   check_dense(weights_grad, grad, {weights.numel()}, kOp, "weights_grad");
-  const int64_t element = grad.element_size();
+  const int64_t element = statistics.element_size();
   char* coefficient_data = static_cast<char*>(coefficients.data_ptr());
   char* weights_grad_data = static_cast<char*>(weights_grad.data_ptr());
   for (size_t k = 0; k < branches.size(); ++k) {
@@ -79,7 +76,7 @@ void backward(const Tensor& grad, const std::vector<Tensor>& branches, const std
     if (norms[k] >= 0) b.coefficients = coefficient_data + norms[k] * 3 * statistics.size(2) * element;
     if (indices[k] >= 0) b.weight_grad = weights_grad_data + indices[k] * element;
   }
-  run_backward({params});
+  run_backward({params}, grad);
 }
 
 // A product and a sum for each branch and number.
@@ -95,19 +92,21 @@ Work work(const std::vector<Params>& sums) {
 
 }  // namespace
 
-void run_forward(const std::vector<Params>& sums) {
+void run_forward(const std::vector<Params>& sums, const Tensor& model) {
   const Counted counted("normalised_mixed_sum", work(sums));
-  forward_cpu(sums);
+  FASTNAS_RUN("normalised_mixed_sum", model, forward_workspace(sums), fastnas_normalised_mixed_sum_forward,
+              forward_cpu, sums);
 }
 
-void run_backward(const std::vector<Params>& sums) {
+void run_backward(const std::vector<Params>& sums, const Tensor& model) {
   const Counted counted("normalised_mixed_sum_backward", work(sums));
-  backward_cpu(sums);
+  FASTNAS_RUN("normalised_mixed_sum_backward", model, backward_workspace(sums),
+              fastnas_normalised_mixed_sum_backward, backward_cpu, sums);
 }
 
 }  // namespace fastnas::normalised_mixed_sum
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER(m) {
   m.impl("normalised_mixed_sum", TORCH_BOX(&fastnas::normalised_mixed_sum::forward));
   m.impl("normalised_mixed_sum_backward", TORCH_BOX(&fastnas::normalised_mixed_sum::backward));
 }

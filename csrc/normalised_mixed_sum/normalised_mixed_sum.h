@@ -12,11 +12,16 @@
 
 #include "dtype.h"
 
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+#include <cuda_runtime_api.h>
+#endif
+
 namespace fastnas::normalised_mixed_sum {
 
 struct Branch {
   const void* x;  // pixels `pixel` elements apart
   int64_t pixel;
+  // Numbers of the images' dtype; of float32 where that is bfloat16.
   const void* norm;    // mean (C), variance (C); null: x is taken as it is
   const void* weight;  // one number; null: 1
   void* coefficients;  // backward: a, b, c (3, C); null: not normalised
@@ -33,12 +38,22 @@ struct Params {
   Dtype dtype;
 };
 
-// Several sums over equally many pixels and channels go together: branches that they share are read once.
+// Several sums over equally many pixels and channels go together: branches that they share are read once. No
+// sum writes what another one reads or writes.
 void forward_cpu(const std::vector<Params>& sums);
 void backward_cpu(const std::vector<Params>& sums);
 
-// Counts the work (work.h) and runs the device's kernels.
-void run_forward(const std::vector<Params>& sums);
-void run_backward(const std::vector<Params>& sums);
+// CUDA: bytes of workspace.
+int64_t forward_workspace(const std::vector<Params>& sums);
+int64_t backward_workspace(const std::vector<Params>& sums);
 
 }  // namespace fastnas::normalised_mixed_sum
+
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+extern "C" {
+cudaError_t fastnas_normalised_mixed_sum_forward(
+    const std::vector<fastnas::normalised_mixed_sum::Params>* sums, void* workspace, cudaStream_t stream);
+cudaError_t fastnas_normalised_mixed_sum_backward(
+    const std::vector<fastnas::normalised_mixed_sum::Params>* sums, void* workspace, cudaStream_t stream);
+}
+#endif

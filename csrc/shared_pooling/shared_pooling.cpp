@@ -1,8 +1,7 @@
 // Shared pooling's binding: every check of its arguments, and the registration.
-#include "shared_pooling/shared_pooling.h"
-
+#include "cuda/runtime.h"
 #include "images.h"
-#include "stable.h"
+#include "shared_pooling/run.h"
 #include "work.h"
 
 namespace fastnas::shared_pooling {
@@ -11,9 +10,7 @@ namespace {
 constexpr const char* kOp = "shared_pooling: ";
 
 Params params_of(const Tensor& x, int64_t stride) {
-  FASTNAS_CHECK(x.is_cpu(), kOp, "tensors must be on the CPU, got ", device_text(x));
-  FASTNAS_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, kOp,
-                "x must be float32 or float64, got ", dtype_text(x));
+  check_runs(x, kOp, "x");
   FASTNAS_CHECK(stride >= 1, kOp, "stride must be positive, got ", stride);
   const Images images = images_of(x, kOp, "x");
   Params p{};
@@ -50,7 +47,7 @@ std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool 
       pooled.push_back(new_images(x, p.images, p.channels, p.out_height, p.out_width));
       *data = pooled.back().data_ptr();
     }
-  run_forward(p);
+  run_forward(p, x);
   return pooled;
 }
 
@@ -101,7 +98,7 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
     p.edges.push_back(
         {grad.data, grad.pixel, branch(row[0], row[1]), branch(row[2], row[3]), weight(row[4])});
   }
-  run_backward(p);
+  run_backward(p, x);
 }
 
 bool has_elements(const Params& p) { return p.images * p.height * p.width * p.channels > 0; }
@@ -138,21 +135,22 @@ Work backward_work(const Params& p) {
 
 }  // namespace
 
-void run_forward(const Params& p) {
+void run_forward(const Params& p, const Tensor& model) {
   if (!has_elements(p)) return;
   const Counted counted("shared_pooling", forward_work(p));
-  forward_cpu(p);
+  FASTNAS_RUN("shared_pooling", model, forward_workspace(p), fastnas_shared_pooling_forward, forward_cpu, p);
 }
 
-void run_backward(const Params& p) {
+void run_backward(const Params& p, const Tensor& model) {
   if (!has_elements(p)) return;
   const Counted counted("shared_pooling_backward", backward_work(p));
-  backward_cpu(p);
+  FASTNAS_RUN("shared_pooling_backward", model, backward_workspace(p), fastnas_shared_pooling_backward,
+              backward_cpu, p);
 }
 
 }  // namespace fastnas::shared_pooling
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER(m) {
   m.impl("shared_pooling", TORCH_BOX(&fastnas::shared_pooling::forward));
   m.impl("shared_pooling_backward", TORCH_BOX(&fastnas::shared_pooling::backward));
 }

@@ -10,9 +10,14 @@
 
 #include "dtype.h"
 
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+#include <cuda_runtime_api.h>
+#endif
+
 namespace fastnas::shared_pooling {
 
-// A pooled branch of an edge: not normalised without coefficients, not there without a weight either.
+// A pooled branch of an edge. Its numbers, like norms and weights, are of the images' dtype; of float32 where
+// that is bfloat16. Not normalised without coefficients, not there without a weight either.
 struct Branch {
   const void *coefficients, *mean, *weight;  // (3, channels), (channels), one number
 };
@@ -41,8 +46,17 @@ struct Params {
 void forward_cpu(const Params& params);
 void backward_cpu(const Params& params);
 
-// Does nothing where there are no elements, counts the work (work.h) and runs the device's kernels.
-void run_forward(const Params& params);
-void run_backward(const Params& params);
+// CUDA: bytes of workspace.
+int64_t forward_workspace(const Params& params);
+int64_t backward_workspace(const Params& params);
 
 }  // namespace fastnas::shared_pooling
+
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+extern "C" {
+cudaError_t fastnas_shared_pooling_forward(const fastnas::shared_pooling::Params* params, void* workspace,
+                                           cudaStream_t stream);
+cudaError_t fastnas_shared_pooling_backward(const fastnas::shared_pooling::Params* params, void* workspace,
+                                            cudaStream_t stream);
+}
+#endif

@@ -12,33 +12,66 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
 
 
 def check_images(op: str, name: str, x: object) -> Tensor:
-    """``x``; raise unless it is a tensor (B, C, H, W) of float32 or float64 on the CPU."""
+    """``x``; raise unless it is a tensor (B, C, H, W) of a dtype and on a device that kernels are for.
+
+    They are for float32 and float64 on the CPU, for float32 and bfloat16 on CUDA where the build has it.
+    """
     if not isinstance(x, Tensor):
         raise FastnasError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.dim() != 4:
         raise FastnasError(f"{op}: {name} must have shape (B, C, H, W), got {tuple(x.shape)}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise FastnasError(f"{op}: {name} must be float32 or float64, got {dtype_text(x)}")
-    if x.device.type != "cpu":
-        raise FastnasError(f"{op}: {name} must be on the CPU, got {x.device}")
+    on_cuda = x.device.type == "cuda"
+    if on_cuda and not build_info().cuda:
+        raise FastnasError(
+            f"{op}: {name} is on {x.device}, but this build of fastnas has no CUDA kernels; "
+            "rebuild it with FASTNAS_CUDA=1"
+        )
+    if not on_cuda and x.device.type != "cpu":
+        raise FastnasError(f"{op}: {name} must be on the CPU or on CUDA, got {x.device}")
+    if x.dtype not in (torch.float32, torch.bfloat16 if on_cuda else torch.float64):
+        kinds = "bfloat16 on CUDA" if on_cuda else "float64"
+        raise FastnasError(f"{op}: {name} must be float32 or {kinds}, got {dtype_text(x)}")
     return x
 
 
-def check_like(
+def numbers_dtype(images: Tensor) -> torch.dtype:
+    """The dtype of the numbers beside images (weights, statistics, coefficients): float32 beside bfloat16."""
+    return torch.float32 if images.dtype == torch.bfloat16 else images.dtype
+
+
+def check_numbers(
     op: str, name: str, tensor: object, shape: Iterable[int], model_name: str, model: Tensor
 ) -> None:
-    """Raise unless ``tensor`` has ``shape`` and the dtype and device of ``model``."""
+    """Raise unless ``tensor`` has ``shape`` and is on the device of the images ``model``, in their numbers' dtype."""
+    check_like(op, name, tensor, shape, model_name, model, numbers_dtype(model))
+
+
+def check_like(
+    op: str,
+    name: str,
+    tensor: object,
+    shape: Iterable[int],
+    model_name: str,
+    model: Tensor,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Raise unless ``tensor`` has ``shape``, the device of ``model`` and ``dtype`` (None: also of ``model``)."""
+    dtype = model.dtype if dtype is None else dtype
     if not isinstance(tensor, Tensor):
         raise FastnasError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
     if tuple(tensor.shape) != tuple(shape):
         raise FastnasError(f"{op}: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-    if (tensor.dtype, tensor.device) != (model.dtype, model.device):
+    if (tensor.dtype, tensor.device) != (dtype, model.device):
+        relation = (
+            f"as {model_name} is" if dtype == model.dtype else f"beside {model_name} of {dtype_text(model)}"
+        )
         raise FastnasError(
-            f"{op}: {name} must be {dtype_text(model)} on {model.device} as {model_name} is, "
+            f"{op}: {name} must be {_text(dtype)} on {model.device} {relation}, "
             f"got {dtype_text(tensor)} on {tensor.device}"
         )
 
@@ -90,13 +123,14 @@ def batch_statistics(x: Tensor) -> Tensor:
 
     The variance is that of ``x`` less the mean, so a mean far from zero costs no digits.
     """
+    numbers = numbers_dtype(x)
     if x.numel() == 0:
-        return x.new_zeros(2, x.shape[1])
+        return x.new_zeros(2, x.shape[1], dtype=numbers)
     mean = x.mean((0, 2, 3), dtype=torch.float64)
-    shift = mean.to(x.dtype)
+    shift = mean.to(numbers)
     off = (x - per_channel(shift)).square_()
     variance = off.mean((0, 2, 3), dtype=torch.float64) - (mean - shift).square()
-    return torch.stack([shift, variance.clamp_(min=0).to(x.dtype)])
+    return torch.stack([shift, variance.clamp_(min=0).to(numbers)])
 
 
 def normalised_gradient(
@@ -104,7 +138,8 @@ def normalised_gradient(
 ) -> Tensor:
     """a (grad + b (x - mean) + c) with a, b, c the rows of ``coefficients`` (3, C); b = c = 0 in evaluation."""
     a, b, c = (per_channel(row) for row in coefficients)
-    return (grad + c).addcmul_(b, x - per_channel(mean)).mul_(a) if training else a * grad
+    full = (grad + c).addcmul_(b, x - per_channel(mean)).mul_(a) if training else a * grad
+    return full.to(grad.dtype)
 
 
 def per_channel(values: Tensor) -> Tensor:
@@ -125,4 +160,8 @@ def plain_statistics(x: Tensor) -> Tensor:
 
 
 def dtype_text(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _text(tensor.dtype)
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from fastnas.ops._images import (
     check_eps,
     check_images,
     check_like,
+    check_numbers,
     is_training,
     normalised,
     normalised_gradient,
@@ -49,10 +50,11 @@ def normalised_mixed_sum(
     are the same bits in every run and for every number of threads.
 
     Args:
-        weights: (K,), K >= 1, in the branches' dtype.
-        branches: K tensors (B, C, H, W) of float32 or float64 on the CPU. Read in place in channels-last memory,
-            of which they may be slices of channels; copied otherwise.
-        statistics: (K, 2, C), mean and biased variance of each branch's channels. None: the batch's, computed here.
+        weights: (K,), K >= 1, in the branches' dtype; float32 where that is bfloat16.
+        branches: K tensors (B, C, H, W), float32 or float64 on the CPU, float32 or bfloat16 on CUDA. Read in place
+            in channels-last memory, of which they may be slices of channels; copied otherwise.
+        statistics: (K, 2, C), mean and biased variance of each branch's channels, in the weights' dtype. None: the
+            batch's, computed here.
         training: whether they are the batch's own, so that gradients flow through them. None: exactly if
             ``statistics`` is. Give both where ``separable_stage`` and ``shared_pooling`` have computed them; in
             evaluation give constants alone.
@@ -82,14 +84,14 @@ def normalised_mixed_sum(
     first = check_images(_OP, "branches[0]", branches[0])
     for k, branch in enumerate(branches):
         check_like(_OP, f"branches[{k}]", branch, first.shape, "branches[0]", first)
-    check_like(_OP, "weights", weights, (len(branches),), "branches[0]", first)
+    check_numbers(_OP, "weights", weights, (len(branches),), "branches[0]", first)
     eps = check_eps(_OP, eps)
     training = is_training(_OP, statistics, training)
     branches = tuple(channels_last(branch) for branch in branches)
     if statistics is None:
         statistics = torch.stack([batch_statistics(branch) for branch in branches])
     else:
-        check_like(_OP, "statistics", statistics, (len(branches), 2, first.shape[1]), "branches[0]", first)
+        check_numbers(_OP, "statistics", statistics, (len(branches), 2, first.shape[1]), "branches[0]", first)
         statistics = statistics.detach()
     out = _NormalisedMixedSum.apply(training, eps, statistics.contiguous(), weights.contiguous(), *branches)
     return out, statistics

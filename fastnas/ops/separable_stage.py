@@ -18,6 +18,7 @@ from fastnas.ops._images import (
     check_eps,
     check_images,
     check_like,
+    check_numbers,
     empty_images,
     is_training,
     normalised,
@@ -86,9 +87,9 @@ def separable_stage(
     and for every number of threads.
 
     Args:
-        x: the state that all branches read, (B, C, H, W) of float32 or float64 on the CPU, or one state for each
-            branch, all of one shape. Read in place in channels-last memory, of which it may be a slice of
-            channels; copied otherwise.
+        x: the state that all branches read, (B, C, H, W) of float32 or float64 on the CPU, float32 or bfloat16 on
+            CUDA, or one state for each branch, all of one shape. Read in place in channels-last memory, of which it
+            may be a slice of channels; copied otherwise. Beside bfloat16 states weights and statistics are float32.
         depthwise: of each branch (C, 1, k, k), k = 3, 5 or 7, padded by ``dilation * (k // 2)``; None: there is
             none, and every ``stride``-th pixel is taken.
         pointwise: of each branch (C_out, C, 1, 1), C_out the same in all.
@@ -139,7 +140,7 @@ def separable_stage(
     sources = [channels_last(source) for source in sources]
     training = not normalise or is_training(_OP, statistics, training)
     if statistics is not None:
-        check_like(_OP, "statistics", statistics, (len(sources), 2, channels), "x", sources[0])
+        check_numbers(_OP, "statistics", statistics, (len(sources), 2, channels), "x", sources[0])
     elif normalise:
         statistics = torch.stack([batch_statistics(source) for source in sources])
 
@@ -185,9 +186,9 @@ def _separable_stage_ref(
         state = F.relu(state)
         if of_depth is not None:
             padding = spread * (of_depth.shape[-1] // 2)
-            state = F.conv2d(state, of_depth, None, step, padding, spread, groups=len(of_depth))
+            state = F.conv2d(state, of_depth.to(state.dtype), None, step, padding, spread, groups=len(of_depth))
             step = 1
-        raws.append(F.conv2d(state, pointwise[k], stride=step))
+        raws.append(F.conv2d(state, pointwise[k].to(state.dtype), stride=step))
     return raws, torch.stack([plain_statistics(raw) for raw in raws]).detach()
 
 
@@ -229,13 +230,13 @@ def _check(
             f"{_OP}: pointwise[0] must have shape (C_out, C, 1, 1), C = {channels} >= 1, got {got}"
         )
     for k, (of_depth, of_points) in enumerate(zip(depthwise, pointwise, strict=True)):
-        check_like(_OP, f"pointwise[{k}]", of_points, (len(first), channels, 1, 1), "x", model)
+        check_numbers(_OP, f"pointwise[{k}]", of_points, (len(first), channels, 1, 1), "x", model)
         if of_depth is None:
             continue
         kernel = of_depth.shape[-1] if isinstance(of_depth, Tensor) and of_depth.dim() == 4 else 3
         if kernel not in (3, 5, 7):
             raise FastnasError(f"{_OP}: the kernel of depthwise[{k}] must be 3, 5 or 7, got {kernel}")
-        check_like(_OP, f"depthwise[{k}]", of_depth, (channels, 1, kernel, kernel), "x", model)
+        check_numbers(_OP, f"depthwise[{k}]", of_depth, (channels, 1, kernel, kernel), "x", model)
 
 
 class _Call(NamedTuple):

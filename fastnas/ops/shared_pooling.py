@@ -12,7 +12,13 @@ from torch.autograd.function import once_differentiable
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.errors import FastnasError
-from fastnas.ops._images import channels_last, check_images, empty_images, plain_statistics
+from fastnas.ops._images import (
+    channels_last,
+    check_images,
+    empty_images,
+    numbers_dtype,
+    plain_statistics,
+)
 
 OPS = torch.ops.fastnas
 _OP = "shared_pooling"
@@ -29,14 +35,15 @@ def shared_pooling(x: Tensor, stride: int = 1) -> tuple[list[Tensor], Tensor]:
     same bits in every run and for every number of threads.
 
     Args:
-        x: (B, C, H, W), float32 or float64, on the CPU. Read in place in channels-last memory, of which it may be
-            a slice of channels; copied otherwise.
+        x: (B, C, H, W), float32 or float64 on the CPU, float32 or bfloat16 on CUDA. Read in place in channels-last
+            memory, of which it may be a slice of channels; copied otherwise.
         stride: of both, >= 1.
 
     Returns:
         ``([average, maximum], statistics)``: each (B, C, ceil(H / stride), ceil(W / stride)), channels last, and
         (2, 2, C), the mean and biased variance of each one's channels as ``normalised_mixed_sum`` takes them (0 for
-        an empty batch). The statistics are not differentiable: that function carries the gradient through them.
+        an empty batch), float32 beside bfloat16. The statistics are not differentiable: that function carries the
+        gradient through them.
 
         Kept for backward: x and the maximum.
 
@@ -69,7 +76,7 @@ def _shared_pooling_ref(x: Tensor, stride: int = 1) -> tuple[list[Tensor], Tenso
 class _SharedPooling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, stride: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        statistics = x.new_zeros(2, 2, x.shape[1])
+        statistics = x.new_zeros(2, 2, x.shape[1], dtype=numbers_dtype(x))
         average, maximum = OPS.shared_pooling(x, stride, True, True, [0], [1], statistics)
         ctx.stride = stride
         ctx.set_materialize_grads(False)
@@ -91,7 +98,7 @@ class _SharedPooling(torch.autograd.Function):
             edges.append((channels_last(average_grad), (_NONE, 0, _NONE, _NONE, _NONE)))
         if maximum_grad is not None:
             edges.append((channels_last(maximum_grad), (_NONE, _NONE, _NONE, 0, _NONE)))
-        grads = [grad for grad, _ in edges]
+        grads, numbers = [grad for grad, _ in edges], numbers_dtype(x)
         x_grad = torch.zeros_like(x, memory_format=torch.channels_last)
         OPS.shared_pooling_backward(
             x,
@@ -101,9 +108,9 @@ class _SharedPooling(torch.autograd.Function):
             [maximum] if maximum_grad is not None else [],
             grads,
             [number for _, row in edges for number in row],
-            x.new_empty(0, 2, x.shape[1]),
-            x.new_empty(0, 3, x.shape[1]),
-            x.new_ones(1),
+            x.new_empty(0, 2, x.shape[1], dtype=numbers),
+            x.new_empty(0, 3, x.shape[1], dtype=numbers),
+            x.new_ones(1, dtype=numbers),
             x_grad,
         )
         return None, x_grad

@@ -18,7 +18,7 @@ from tests.cuda_on_host import sanitizer_flags
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_on_host"
-OPS = ("mixed_sum", "separable_stage")  # folders of csrc
+OPS = ("mixed_sum", "separable_stage", "normalised_mixed_sum", "shared_pooling", "cell")  # folders of csrc
 LEFT_OUT = ("module.cpp", "_cpu.cpp", "capability.cpp")
 
 

@@ -89,7 +89,7 @@ X = last(torch.ones(2, 3, 4, 4))
 W, S = torch.ones(2), torch.ones(2, 2, 3)
 
 SHARED = [
-    ({"out": X.half()}, "branches must be float32 or float64, got float16"),
+    ({"out": X.half()}, "branches must be float32 or float64 on the CPU, got float16"),
     ({"norms": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
     ({"indices": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
     ({"branches": []}, "one norm and one weight a branch are needed, and at least one branch"),

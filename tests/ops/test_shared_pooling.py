@@ -286,8 +286,8 @@ X = torch.ones(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     ("x", "stride", "sentence"),
     [
         (X[0], 1, "shared_pooling: x must have shape (B, C, H, W), got (3, 4, 4)"),
-        (X.half(), 1, "shared_pooling: x must be float32 or float64, got float16"),
-        (X.to("meta"), 1, "shared_pooling: x must be on the CPU, got meta"),
+        (X.half(), 1, "shared_pooling: x must be float32 or float64 on the CPU, got float16"),
+        (X.to("meta"), 1, "shared_pooling: x must be on the CPU or on CUDA, got meta"),
         ([X], 1, "shared_pooling: x must be a tensor, got list"),
         (X, 0, "shared_pooling: stride must be a whole number >= 1, got 0"),
         (X, 1.0, "shared_pooling: stride must be a whole number >= 1, got 1.0"),
@@ -304,7 +304,7 @@ S = torch.ones(2, 2, 3)
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"x": X.half()}, "x must be float32 or float64, got float16"),
+        ({"x": X.half()}, "x must be float32 or float64 on the CPU, got float16"),
         ({"x": X[0]}, r"x must have shape \(N, C, H, W\), got \(3, 4, 4\)"),
         ({"x": X.contiguous()}, "x must be in channels_last memory"),
         ({"stride": 0}, "stride must be positive, got 0"),
