@@ -73,7 +73,7 @@ inline void check_runs(const Tensor& model, const char* op, const char* name) {
   FASTNAS_CHECK(gpu || model.is_cpu(), op, name, " must be on the CPU or on CUDA, got ", device_text(model));
   const ScalarType dtype = model.scalar_type(), other = gpu ? ScalarType::BFloat16 : ScalarType::Double;
   FASTNAS_CHECK(dtype == ScalarType::Float || dtype == other, op, name, " must be float32 or ",
-                gpu ? "bfloat16 on CUDA" : "float64", ", got ", dtype_text(model));
+                gpu ? "bfloat16 on CUDA" : "float64 on the CPU", ", got ", dtype_text(model));
 }
 
 // The dtype of the numbers that go with images: weights, statistics, coefficients.

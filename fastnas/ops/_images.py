@@ -34,7 +34,7 @@ def check_images(op: str, name: str, x: object) -> Tensor:
     if not on_cuda and x.device.type != "cpu":
         raise FastnasError(f"{op}: {name} must be on the CPU or on CUDA, got {x.device}")
     if x.dtype not in (torch.float32, torch.bfloat16 if on_cuda else torch.float64):
-        kinds = "bfloat16 on CUDA" if on_cuda else "float64"
+        kinds = "bfloat16 on CUDA" if on_cuda else "float64 on the CPU"
         raise FastnasError(f"{op}: {name} must be float32 or {kinds}, got {dtype_text(x)}")
     return x
 

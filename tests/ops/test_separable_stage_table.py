@@ -250,7 +250,7 @@ SHARED = [
     ({"table": [0] * 13}, "the table must hold 12 numbers a branch, got 13"),
     ({"sources": [], "source_norms": []}, "one norm a source is needed"),
     ({"source_norms": []}, "one norm a source is needed"),
-    ({"sources": [X.half()]}, "sources must be float32 or float64, got float16"),
+    ({"sources": [X.half()]}, "sources must be float32 or float64 on the CPU, got float16"),
     ({"sources": [X[0]]}, r"sources must have shape \(N, C, H, W\), got \(3, 4, 4\)"),
     ({"sources": [X.contiguous()]}, "sources must be in channels_last memory"),
     ({"sources": [X, X[:1]], "source_norms": [-1, -1]}, r"sources must have shape \(2, 3, 4, 4\), got \(1, 3, 4, 4\)"),
