@@ -19,7 +19,7 @@ from fastnas.bilevel import InnerSettings
 from fastnas.errors import FastnasError
 from fastnas.search.step import SearchStep
 from fastnas.spaces import make_space
-from fastnas.supernet import BACKENDS, Supernet, build_supernet, gradients
+from fastnas.supernet import BACKENDS, Supernet, build_supernet, cuda_graphs, gradients
 
 FORWARD_BACKWARD = "forward-backward"
 METHODS = (FORWARD_BACKWARD, "first-order", "darts", "amended", "idarts")
@@ -187,6 +187,7 @@ def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
         grad_clip=s.w_clip,
         arch_learning_rate=s.a_lr,
         arch_weight_decay=s.a_decay,
+        graphs=cuda_graphs(net.weights.flat.device),
     )
     return lambda: step(train, val, s.w_lr)
 
