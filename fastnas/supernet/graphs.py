@@ -90,22 +90,19 @@ class CudaDevice:
 
     def capture(self, function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Records what ``function`` launches; see :class:`GraphDevice`."""
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
         cause: BaseException | None = None
         try:
-            # The outer stream(): if the end of a capture fails, torch.cuda.graph leaves its stream the current one.
-            with (
-                torch.cuda.device(self.index),
-                torch.cuda.stream(self.stream),
-                torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
-            ):
-                try:
-                    outputs = function()
-                except BaseException as error:
-                    cause = error  # the end of the capture fails, too, and says less
-                    raise
+            # stream() outside: if the end of a capture fails, torch.cuda.graph leaves its stream the current one.
+            with torch.cuda.device(self.index), torch.cuda.stream(self.stream):
+                graph = torch.cuda.CUDAGraph()
+                for generator in self.generators:
+                    graph.register_generator_state(generator)
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                    try:
+                        outputs = function()
+                    except BaseException as error:
+                        cause = error  # the end of the capture fails, too, and says less
+                        raise
         except BaseException as error:
             self._mend()
             raise cause or error from None

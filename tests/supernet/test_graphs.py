@@ -398,7 +398,7 @@ def test_a_gpu_is_asked_for_one_stream_one_pool_and_its_generator(cuda):
         graphs.run("double", Calls(), pair())
     graphs.run("other", Calls(), pair())
     aside = ["side 1 waits for current 1", "to side 1", "back", "current 1 waits for side 1"]
-    capture = ["register generator 1", "to side 1", "capture on side 1 in (0, 7)", "end", "back"]
+    capture = ["to side 1", "register generator 1", "capture on side 1 in (0, 7)", "end", "back"]
     assert cuda == aside * 3 + [*capture, "replay", "replay"] + aside
 
 
@@ -418,6 +418,6 @@ def test_a_gpu_is_mended_after_a_failed_capture(cuda):
     # What was said is the cause, not that the capture's end failed.
     assert said[0].endswith("goes on without graphs: CUDA error: operation not permitted")
     assert cuda == [
-        "register generator 0", "to side 0", "capture on side 0 in (0, 7)", "sick", "end",
+        "to side 0", "register generator 0", "capture on side 0 in (0, 7)", "sick", "end",
         "state of generator 0 is clone", ("end", 0, (0, 7)), ("release", 0, (0, 7)),
     ]  # fmt: skip
