@@ -19,6 +19,7 @@ from fastnas.spaces import family
 from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64")
+GRAPHS = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,9 @@ class RunConfig:
     """Of weights, alpha, splits, batches and augmentation."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto: a GPU if there is one."""
+    graphs: str = "auto"
+    """CUDA graphs: on, off, or auto: on a GPU. The same numbers in less time. What cannot be captured is said, and the
+    run goes on without."""
     threads: int | None = None
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
@@ -198,14 +202,14 @@ class SearchConfig:
     def differences(self, other: SearchConfig) -> list[str]:
         """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
         mine, its = self.to_options(), other.to_options()
-        free = {"device", "threads", "out", "resume", "recompute"}
+        free = {"device", "graphs", "threads", "out", "resume", "recompute"}
         return [name for name in mine if name not in free and mine[name] != its[name]]
 
 
 def _check_names(options: dict[str, Any]) -> None:
     family(options["space"])
     method(options["method"])
-    for name, known in (("dataset", DATASETS), ("backend", BACKENDS), ("dtype", DTYPES)):
+    for name, known in (("dataset", DATASETS), ("backend", BACKENDS), ("dtype", DTYPES), ("graphs", GRAPHS)):
         if options[name] not in known:
             raise FastnasError(f"unknown {name} {options[name]!r}; known are {', '.join(known)}")
 

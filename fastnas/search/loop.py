@@ -26,7 +26,7 @@ from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Supernet, build_supernet
+from fastnas.supernet import Batch, Graphs, Supernet, build_supernet, cuda_graphs
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Search:
             raise FastnasError(
                 f"--channels {network.channels} --layers {network.layers}: no memory for this supernet on {device}"
             ) from None
-        self.step = _search_step(self.net, config)
+        self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
 
     def genotype(self) -> AnyGenotype:
@@ -163,15 +163,16 @@ class Search:
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
-        losses, correct, norms, seen = [], [], [], 0
+        losses, norms, seen = [], [], 0
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
             report = self.step(group, next(val), rate)
             losses.append(report.losses)
-            correct.append(report.correct)
+            correct += report.correct
             norms.append(report.hypergradient_norm)
             seen += (count := sum(len(labels) for _, labels in group))
-            self._show(bar, count, report.losses[-1], torch.stack(correct).sum() / seen)
+            self._show(bar, count, report.losses[-1], correct / seen)
         # The batch that drop_last leaves out belongs to the epoch, too.
         bar.update(len(self.train.dataset) - seen)
         val_loss, val_accuracy = self._evaluate()
@@ -182,7 +183,7 @@ class Search:
             "epoch": epoch,
             "learning_rate": rate,
             "train_loss": torch.cat(losses).mean().item(),
-            "train_accuracy": (torch.stack(correct).sum() / seen).item(),
+            "train_accuracy": (correct / seen).item(),
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "hypergradient_norm": torch.stack(norms).mean().item(),
@@ -243,7 +244,7 @@ def alpha_entropy(net: Supernet) -> float:
     return torch.cat(entropies).mean().item()
 
 
-def _search_step(net: Supernet, config: SearchConfig) -> SearchStep:
+def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
     hyper, optimiser = config.hypergradient, config.optimiser
     settings = InnerSettings(
         learning_rate=optimiser.learning_rate,
@@ -261,7 +262,15 @@ def _search_step(net: Supernet, config: SearchConfig) -> SearchStep:
         grad_clip=optimiser.grad_clip,
         arch_learning_rate=optimiser.arch_learning_rate,
         arch_weight_decay=optimiser.arch_weight_decay,
+        graphs=graphs,
     )
+
+
+def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
+    if config.run.graphs == "off":
+        return None
+    # Not print: a progress bar may stand in the last line.
+    return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
 
 def _device(config: SearchConfig) -> torch.device:
@@ -276,6 +285,10 @@ def _device(config: SearchConfig) -> torch.device:
         raise FastnasError(f"--device {name}: only cpu and cuda are supported")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")
+    if config.run.graphs == "on" and device.type != "cuda":
+        raise FastnasError(
+            f"--graphs on needs a GPU, but this search runs on {name}; leave it out, or take --graphs off"
+        )
     if device.type == "cuda" and config.network.backend == "fused" and not build_info().cuda:
         raise FastnasError(
             f"--device {name}: the extension was built without CUDA; reinstall it by FASTNAS_CUDA=1 pip install ., "

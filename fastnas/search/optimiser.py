@@ -18,19 +18,37 @@ class Sgd:
 
     Attributes:
         momentum_buffer: (P,), zeros at first; None without momentum.
+        rate: the learning rate that ``set_rate`` was given, on the device, () float64.
     """
+
+    # Whether sgd_step_ takes the learning rate as a number on the device, () float64. Then a weight step with its
+    # optimiser is one CUDA graph for all learning rates; until then the graph ends with the gradient.
+    rate_on_device = False
 
     def __init__(self, w: Tensor, *, momentum: float, weight_decay: float, clip: float) -> None:
         self.w, self.momentum, self.weight_decay, self.clip = w, momentum, weight_decay, clip
+        self._rate = 0.0
+        self.rate = torch.zeros((), dtype=torch.float64, device=w.device)
         self.momentum_buffer = torch.zeros_like(w) if momentum else None
 
     def step(self, grad: Tensor, learning_rate: float) -> Tensor:
         """One step; the norm of ``grad`` (P,) before clipping is returned, and left on the device."""
+        self.set_rate(learning_rate)
+        return self.move(grad)
+
+    def set_rate(self, learning_rate: float) -> None:
+        """The learning rate of the steps to come."""
+        if learning_rate != self._rate:
+            self._rate = learning_rate
+            self.rate.fill_(learning_rate)
+
+    def move(self, grad: Tensor) -> Tensor:
+        """:meth:`step` at the learning rate that was set."""
         return sgd_step_(
             self.w,
             grad,
             self.momentum_buffer,
-            learning_rate,
+            self.rate if self.rate_on_device else self._rate,  # type: ignore[arg-type]
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             clip=self.clip,

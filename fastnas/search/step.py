@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, Method
 from fastnas.search.optimiser import Adam, Sgd
-from fastnas.supernet import Batch, Supernet, SupernetProblem, gradients
+from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradient_parts, joined
+from fastnas.supernet.graphs import WARM_UP
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class SearchStep:
         settings: constants of the estimator; learning rate and momentum buffer are filled in at each step.
         grad_clip: largest norm of the weights' gradient.
         arch_learning_rate, arch_weight_decay: of Adam.
+        graphs: of the device where ``net`` is: after some steps every oracle and the weight step are captured and
+            replayed. None: no graphs.
     """
 
     def __init__(
@@ -54,8 +57,12 @@ class SearchStep:
         grad_clip: float = 5.0,
         arch_learning_rate: float = 3e-4,
         arch_weight_decay: float = 1e-3,
+        graphs: Graphs | None = None,
     ) -> None:
-        self.net, self.method, self.settings = net, method, settings
+        self.net, self.method, self.settings, self.graphs = net, method, settings, graphs
+        self._warming_up = WARM_UP
+        if graphs is not None:
+            graphs.allowed = False
         self.weight_optimiser = Sgd(
             net.weights.flat,
             momentum=settings.momentum,
@@ -83,18 +90,36 @@ class SearchStep:
         else:
             norm = self.alpha_step(train[0], val, learning_rate)
             results = [self.weight_step(batch, learning_rate) for batch in train]
+        self._warming_up -= 1
+        if self.graphs is not None and not self._warming_up:
+            self.graphs.allowed = True  # all that a step runs has run
         losses, correct = zip(*results, strict=True)
         return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm)
 
     def weight_step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
-        images, labels = batch
+        self.weight_optimiser.set_rate(learning_rate)
+        if self.graphs is None:
+            loss, correct, *parts = eagerly(self._weight_pass, batch)
+        else:
+            loss, correct, *parts = self.graphs.run(
+                "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
+            )
+        if not self.weight_optimiser.rate_on_device:
+            self.weight_optimiser.move(*joined(parts, self.net.weights))
+        return loss.clone(), correct.clone()  # of a graph: the next one may write there
+
+    def _weight_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """What of a weight step is one CUDA graph: loss, hits, and the gradient's parts if no step has been made."""
         self.net.train()
         logits = self.net(images)
         loss = F.cross_entropy(logits, labels)
-        (grad,) = gradients(loss, self.net.weights)
-        self.weight_optimiser.step(grad, learning_rate)
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        parts = gradient_parts(loss, self.net.weights)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        if not self.weight_optimiser.rate_on_device:
+            return loss.detach(), correct, *parts
+        self.weight_optimiser.move(*joined(parts, self.net.weights))
+        return loss.detach(), correct
 
     def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
         """One step of Adam along the hypergradient, whose norm is returned."""
@@ -114,4 +139,5 @@ class SearchStep:
             neumann_terms=self.settings.neumann_terms,
             radius=self.settings.radius,
         )
-        return self.method.hypergradient(SupernetProblem(self.net, train, val), settings)
+        problem = SupernetProblem(self.net, train, val, graphs=self.graphs)
+        return self.method.hypergradient(problem, settings)

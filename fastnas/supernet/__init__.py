@@ -6,9 +6,10 @@ import torch
 
 from fastnas.errors import FastnasError
 from fastnas.spaces import Space
-from fastnas.supernet.arena import Arena, gradients
+from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.fused import FusedSupernet
-from fastnas.supernet.problem import Batch, SupernetProblem
+from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
+from fastnas.supernet.problem import SupernetProblem
 from fastnas.supernet.reference import Supernet
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
@@ -49,8 +50,13 @@ __all__ = [
     "Arena",
     "Batch",
     "FusedSupernet",
+    "Graphs",
     "Supernet",
     "SupernetProblem",
     "build_supernet",
+    "cuda_graphs",
+    "eagerly",
+    "gradient_parts",
     "gradients",
+    "joined",
 ]

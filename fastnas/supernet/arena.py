@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,6 +134,16 @@ def gradients(loss: Tensor, *arenas: Arena) -> tuple[Tensor, ...]:
     Returns:
         One new tensor (P,) an arena, in its dtype.
     """
+    return joined(gradient_parts(loss, *arenas), *arenas)
+
+
+def gradient_parts(loss: Tensor, *arenas: Arena) -> tuple[Tensor, ...]:
+    """:func:`gradients` leaf by leaf, as autograd leaves them: they may share memory, and expand it."""
     leaves = [leaf for arena in arenas for leaf in arena.leaves]
-    parts = iter(torch.autograd.grad(loss, leaves, materialize_grads=True))
-    return tuple(torch.cat([next(parts).reshape(-1) for _ in arena.leaves]) for arena in arenas)
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+
+def joined(parts: Sequence[Tensor], *arenas: Arena) -> tuple[Tensor, ...]:
+    """One new flat tensor (P,) an arena out of the parts of its leaves, in one pass."""
+    rest = iter(parts)
+    return tuple(torch.cat([next(rest).reshape(-1) for _ in arena.leaves]) for arena in arenas)

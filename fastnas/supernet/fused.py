@@ -77,6 +77,7 @@ class FusedCell:
         self.weights = net.weights.merge(prefix)
         begin, end = net.running.span(prefix)
         self.running = net.running.flat[begin:end].view(self.plan.norms, 2, spec.channels)
+        self._shares: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
@@ -121,5 +122,13 @@ class FusedCell:
         if self.plan.biases:
             batch = batch.clone()
             batch[:, 0] += self._biases()
-        share = batch.new_tensor([[MOMENTUM, MOMENTUM * n / max(n - 1, 1)] for n in counts])
-        self.running.mul_(1 - MOMENTUM).addcmul_(batch, share.unsqueeze(-1))
+        self.running.mul_(1 - MOMENTUM).addcmul_(batch, self._share(tuple(counts)))
+
+    def _share(self, counts: tuple[int, ...]) -> Tensor:
+        """(norms, 2, 1): the batch's share of each running statistic, by the values per channel of each norm."""
+        if counts not in self._shares:
+            # Each kept for good: a copy from the host in every step would wait for the device, and a CUDA graph goes
+            # on reading the one that it was captured with.
+            share = self.running.new_tensor([[MOMENTUM, MOMENTUM * n / max(n - 1, 1)] for n in counts])
+            self._shares[counts] = share.unsqueeze(-1)
+        return self._shares[counts]

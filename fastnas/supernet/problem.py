@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.supernet.arena import gradients
+from fastnas.supernet.arena import Arena, gradient_parts, joined
+from fastnas.supernet.graphs import Batch, Graphs, eagerly
 from fastnas.supernet.reference import Supernet
-
-Batch: TypeAlias = tuple[Tensor, Tensor]
 
 
 class SupernetProblem:
@@ -24,11 +24,16 @@ class SupernetProblem:
     difference see the same dropout masks. It runs in IEEE float32 (or wider): a difference moves each weight by
     about 1e-5, which TF32 would round away.
 
+    With ``graphs`` each oracle is captured and replayed. What a replay leaves are the gradients of the single leaves;
+    joining them to one flat vector, which happens anyway, makes the result the caller's own at no cost.
+
     Args:
         net: the supernet; ``w`` and ``alpha`` are its arenas' buffers, live.
         train: images (B, C, H, W) and labels (B,) of L1.
         val: the same of L2.
         loss: (logits, labels) -> scalar.
+        graphs: of the device where ``net`` is, kept from one problem to the next; None: no graphs. ``loss`` is then
+            the same function each time, too.
     """
 
     def __init__(
@@ -37,46 +42,50 @@ class SupernetProblem:
         train: Batch,
         val: Batch,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        *,
+        graphs: Graphs | None = None,
     ) -> None:
-        self.net, self.train, self.val, self.loss = net, train, val, loss
+        self.net, self.train, self.val, self.loss, self.graphs = net, train, val, loss, graphs
         self.w, self.alpha = net.weights.flat, net.alphas.flat
 
     def train_grad_w(self) -> Tensor:
         """dL1/dw, (P,)."""
-        with self._pass(self.train) as loss:
-            return gradients(loss, self.net.weights)[0]
+        return self._gradients("train_grad_w", self.train, self.net.weights)[0]
 
     def train_grad_alpha(self) -> Tensor:
         """dL1/dalpha, (H,)."""
-        with self.net.weights.constant(), self._pass(self.train) as loss:
-            return gradients(loss, self.net.alphas)[0]
+        return self._gradients("train_grad_alpha", self.train, self.net.alphas)[0]
 
     def val_grads(self) -> tuple[Tensor, Tensor]:
         """dL2/dw (P,) and dL2/dalpha (H,)."""
-        with self._pass(self.val) as loss:
-            weights, alphas = gradients(loss, self.net.weights, self.net.alphas)
-            return weights, alphas
+        weights, alphas = self._gradients("val_grads", self.val, self.net.weights, self.net.alphas)
+        return weights, alphas
 
     def val_grad_alpha(self) -> Tensor:
         """dL2/dalpha, (H,)."""
-        with self.net.weights.constant(), self._pass(self.val) as loss:
-            return gradients(loss, self.net.alphas)[0]
+        return self._gradients("val_grad_alpha", self.val, self.net.alphas)[0]
 
-    @contextmanager
-    def _pass(self, batch: Batch) -> Iterator[Tensor]:
-        """The loss of ``batch``, its graph alive, the network's state as it will be found again afterwards."""
-        images, labels = batch
-        devices = [images.device.index or 0] if images.is_cuda else []
+    def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
+        body = partial(self._parts, arenas)
+        if self.graphs is None:
+            parts = eagerly(body, batch, keep_random_state=True)
+        else:
+            parts = self.graphs.run(oracle, body, batch, of=(self.net, self.loss), keep_random_state=True)
+        return joined(parts, *arenas)
+
+    def _parts(self, arenas: tuple[Arena, ...], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of a batch's loss, the network's state as it was."""
+        weights = self.net.weights
         mode = self.net.training
         self.net.train()
         try:
             with (
-                torch.random.fork_rng(devices),
+                nullcontext() if weights in arenas else weights.constant(),
                 self.net.frozen_statistics(),
                 _without_tf32(),
                 torch.enable_grad(),
             ):
-                yield self.loss(self.net(images), labels)
+                return gradient_parts(self.loss(self.net(images), labels), *arenas)
         finally:
             self.net.train(mode)
 

@@ -7,9 +7,12 @@ import torch.nn.functional as F
 import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
 from fastnas.build_info import build_info
+from fastnas.data import Augment, Batches, Dataset
 from fastnas.ops import adam_step_, difference_, mixed_sum, perturb_, sgd_step_, vector_norm
+from fastnas.search import SearchStep
 from fastnas.spaces import make_space
-from fastnas.supernet import BACKENDS, SupernetProblem, build_supernet, gradients
+from fastnas.supernet import BACKENDS, Graphs, SupernetProblem, build_supernet, cuda_graphs, gradients
+from fastnas.supernet.graphs import WARM_UP, CudaDevice
 from tests.ops.test_mixed_sum import check_accuracy, make
 
 pytestmark = pytest.mark.skipif(
@@ -137,3 +140,133 @@ def test_a_search_runs_and_resumes(space, tmp_path):
     assert all(alpha.isfinite().all() for alpha in result.alphas.values())
     again = fastnas.search(resume=tmp_path / "run")
     assert again.genotype == result.genotype
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """cuDNN without algorithms that add by atomics: what is compared to the bit must repeat to the bit."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+def skip_unless_repeatable(net, space):
+    if space == "darts" and not net._fused:
+        pytest.skip("the backward pass of torch's max_pool2d adds by atomics")
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_hypergradient_is_the_eager_one_to_the_bit(space, method, deterministic):
+    net, _ = supernet_and_batches(space, "fused", "cuda")
+    skip_unless_repeatable(net, space)
+    net.stages[0].append(torch.nn.Dropout(0.5))
+    settings = InnerSettings(
+        learning_rate=0.1, momentum_buffer=torch.randn_like(net.weights.flat), momentum=0.9
+    )
+    graphs = Graphs(CudaDevice("cuda"), warm_up=1)
+    for i in range(4):
+        batches = [(torch.randn(4, 3, 16, 16).cuda(), torch.randint(0, 10, (4,)).cuda()) for _ in range(2)]
+        torch.cuda.manual_seed(i)
+        torch.rand(i + 1, device="cuda")  # an offset other than 0
+        state = torch.cuda.get_rng_state()
+        before = [part.flat.clone() for part in (net.weights, net.alphas, net.running)]
+        expected = METHODS[method].hypergradient(SupernetProblem(net, *batches), settings)
+        found = METHODS[method].hypergradient(SupernetProblem(net, *batches, graphs=graphs), settings)
+        assert torch.equal(found, expected)
+        after = [part.flat for part in (net.weights, net.alphas, net.running)]
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert torch.equal(state, torch.cuda.get_rng_state())
+        net.weights.flat.add_(0.01 * torch.randn_like(net.weights.flat))
+    assert (graphs.failure, len(graphs)) == (None, {"first-order": 1, "t1-t2": 2}.get(method, 3))
+
+
+def search_step(space, method, graphs):
+    net, _ = supernet_and_batches(space, "fused", "cuda")
+    return SearchStep(net, METHODS[method], InnerSettings(0.1, 0.9, 3e-4), graphs=graphs)
+
+
+def endless_batches():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 16, 16), generator=generator, dtype=torch.uint8).cuda()
+    labels = torch.randint(0, 10, (64,), generator=generator).cuda()
+    dataset = Dataset("noise", images, labels, tuple(map(str, range(10))))
+    return Batches(
+        dataset, 4, mean=[0.5] * 3, std=[0.25] * 3, augment=Augment(crop_padding=2, flip=True, cutout=4),
+        generator=torch.Generator("cuda").manual_seed(1),
+    ).forever()  # fmt: skip
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("graphed", [False, True])
+def test_a_whole_step_never_waits_for_the_device(space, method, graphed):
+    graphs = cuda_graphs("cuda") if graphed else None
+    step, batches = search_step(space, method, graphs), endless_batches()
+    for _ in range(WARM_UP + 2):
+        step([next(batches), next(batches)], next(batches), 0.1)
+    torch.cuda.synchronize()
+    reserved = torch.cuda.memory_reserved()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for i in range(8):
+            report = step([next(batches), next(batches)], next(batches), 0.1 / (i + 1))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert report.losses.isfinite().all()
+    if graphs is not None:
+        assert graphs.failure is None
+        assert len(graphs) == 1 + {"first-order": 1, "t1-t2": 2}.get(method, 3)
+        assert torch.cuda.memory_reserved() == reserved
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_replayed_steps_are_the_eager_ones_to_the_bit(space, deterministic):
+    results = []
+    for graphs in (None, cuda_graphs("cuda")):
+        step, batches = search_step(space, "idarts", graphs), endless_batches()
+        skip_unless_repeatable(step.net, space)
+        reports = [
+            step([next(batches), next(batches)], next(batches), 0.1 / (i + 1)) for i in range(WARM_UP + 4)
+        ]
+        net = step.net
+        results.append([net.weights.flat, net.alphas.flat, net.running.flat])
+        results[-1] += [torch.stack([report.losses for report in reports])]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_a_failed_capture_leaves_a_device_that_works():
+    net, (train, val) = supernet_and_batches("nasbench201", "fused", "cuda")
+    net.stages[0].append(torch.nn.Dropout(0.5))  # eager drawing must work afterwards, too
+    said = []
+    graphs = Graphs(CudaDevice("cuda"), warm_up=1, say=said.append)
+
+    def loss(logits, labels):
+        value = F.cross_entropy(logits, labels)
+        return value * (1 if value.item() > 0 else 2)
+
+    for i in range(4):
+        SupernetProblem(net, train, val, graphs=graphs).val_grad_alpha()  # captured first
+        grad = SupernetProblem(net, train, val, loss, graphs=graphs).train_grad_w()
+        assert grad.isfinite().all()
+        assert len(said) == (i > 0)
+    sentence = (
+        "train_grad_w could not be captured in a CUDA graph, so this run goes on without graphs: CUDA error"
+    )
+    assert said[0].startswith(sentence)
+    assert len(graphs) == 0
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    torch.rand(3, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    others = Graphs(CudaDevice("cuda"), warm_up=1)
+    for _ in range(3):
+        SupernetProblem(net, train, val, graphs=others).train_grad_w()
+    assert (others.failure, len(others)) == (None, 1)
+
+
+def test_a_search_with_graphs_is_the_search_without(tmp_path, deterministic):
+    options = {"channels": 4, "layers": 1, "images": 128, "batch_size": 16, "epochs": 3, "device": "cuda"}
+    results = [
+        fastnas.search(space="nasbench201", out=tmp_path / graphs, graphs=graphs, **options)
+        for graphs in ("on", "off")
+    ]
+    assert all(torch.equal(results[0].alphas[name], results[1].alphas[name]) for name in results[0].alphas)
