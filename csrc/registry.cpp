@@ -60,10 +60,11 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
   m.def("perturb_(Tensor(a!) w, Tensor saved, Tensor u, Tensor norm, float radius, int sign) -> ()");
   // ahead <- (ahead - behind) / (2 eps)
   m.def("difference_(Tensor(a!) ahead, Tensor behind, Tensor norm, float radius) -> ()");
-  // |grad|, () of float64
+  // |grad|, () of float64. With `rate`, () of float64, that is the learning rate: a number on the device,
+  // which a captured graph reads anew.
   m.def(
       "sgd_step_(Tensor(a!) w, Tensor grad, Tensor(b!)? buffer, float learning_rate, float momentum, "
-      "float weight_decay, float clip) -> Tensor");
+      "float weight_decay, float clip, Tensor? rate=None) -> Tensor");
   m.def(
       "adam_step_(Tensor(a!) alpha, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, "
       "float learning_rate, float beta1, float beta2, float eps, float weight_decay) -> ()");

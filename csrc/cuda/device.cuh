@@ -34,6 +34,10 @@ __device__ __forceinline__ float from_float<float>(float value) {
   return value;
 }
 template <>
+__device__ __forceinline__ double from_float<double>(float value) {
+  return value;
+}
+template <>
 __device__ __forceinline__ BFloat16 from_float<BFloat16>(float value) {
   return __float2bfloat16_rn(value);
 }
@@ -71,9 +75,9 @@ __device__ __forceinline__ void store_pack(T* array, int64_t i, int64_t n, const
 }
 
 // The sum of `value` over the block's kThreads threads, in a tree whose order is fixed; thread 0 receives it.
-// `scratch` is kThreads floats of shared memory, free again when the call returns.
-template <int kThreads>
-__device__ __forceinline__ float block_sum(float value, float* scratch) {
+// `scratch` is kThreads numbers of shared memory, free again when the call returns.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_sum(T value, T* scratch) {
   static_assert((kThreads & (kThreads - 1)) == 0, "the tree halves the block");
   scratch[threadIdx.x] = value;
   __syncthreads();
@@ -82,7 +86,7 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
     if (threadIdx.x < half) scratch[threadIdx.x] += scratch[threadIdx.x + half];
     __syncthreads();
   }
-  const float total = scratch[0];
+  const T total = scratch[0];
   __syncthreads();
   return total;
 }

@@ -57,6 +57,13 @@ def number(op: str, name: str, value: object, *, low: float = 0, above: bool = F
     raise FastnasError(f"{op}: {name} must be a finite number {'>' if above else '>='} {low}, got {value!r}")
 
 
+def number_or_tensor(op: str, name: str, value: object) -> tuple[float, Tensor | None]:
+    """A constant that may lie on the device, where a captured graph reads it anew, as an op takes it: the number, >= 0,
+    and no tensor; or a tensor, whose value nothing checks, with a number that the op does not look at.
+    """
+    return (0.0, value) if isinstance(value, Tensor) else (number(op, name, value), None)
+
+
 def check_vectors(op: str, **vectors: Tensor) -> None:
     """The checks of csrc/vectors.h, in its words: the first is float32 or float64, the others are like it."""
     (model_name, model), *_ = vectors.items()

@@ -18,7 +18,7 @@ from tests.cuda_on_host import sanitizer_flags
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_on_host"
-OPS = ("mixed_sum",)  # folders of csrc
+OPS = ("finite_difference", "mixed_sum", "optimiser", "vector_norm")  # folders of csrc
 LEFT_OUT = ("module.cpp", "_cpu.cpp", "capability.cpp")
 
 

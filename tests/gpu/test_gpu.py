@@ -70,7 +70,7 @@ def test_mixed_sum_can_be_captured_in_a_graph():
 
 
 def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
-    """They have no CUDA kernels yet: plain PyTorch runs there, and no number visits the host."""
+    """And no number visits the host."""
     for dtype in (torch.float32, torch.float64):
         vectors = [torch.randn(1134, dtype=dtype).abs() for _ in range(4)]
         results = []
@@ -87,6 +87,31 @@ def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
                 torch.cuda.set_sync_debug_mode("default")
             results.append([value.cpu() for value in (norm, w, buffer, square, step, ahead)])
         torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_captured_sgd_step_follows_the_learning_rate_and_repeats_to_the_bit():
+    w, grad, buffer = (torch.randn((1 << 20) + 13, device="cuda") for _ in range(3))
+    rate = torch.tensor(0.1, dtype=torch.float64, device="cuda")
+    start = w.clone(), buffer.clone()
+
+    def step():
+        return sgd_step_(w, grad, buffer, rate, momentum=0.9, weight_decay=3e-4, clip=0.5)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = step()
+    for value in (0.1, 0.025, 0.025):
+        rate.fill_(value)
+        for part, before in zip((w, buffer), start, strict=True):
+            part.copy_(before)
+        graph.replay()
+        replayed = w.clone(), buffer.clone(), norm.clone()
+        for part, before in zip((w, buffer), start, strict=True):
+            part.copy_(before)
+        expected = sgd_step_(w, grad, buffer, value, momentum=0.9, weight_decay=3e-4, clip=0.5)
+        assert all(torch.equal(a, b) for a, b in zip(replayed, (w, buffer, expected), strict=True))
 
 
 def supernet_and_batches(space, backend, device, dtype=torch.float32):
