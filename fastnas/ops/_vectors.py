@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,6 +41,25 @@ def run_elsewhere(name: str, check: Callable[..., Any], reference: Callable[...,
     def checked(*arguments: Any) -> Any:
         check(*arguments)
         return reference(*arguments)
+
+
+def run_triton(name: str, module: str, check: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    """Lets ``fastnas.kernels.<module>.<name>`` do the op on CUDA, without Triton the ``reference``."""
+
+    @torch.library.register_kernel(f"fastnas::{name}", "cuda")
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        kernels = triton_kernels(module)
+        return (reference if kernels is None else getattr(kernels, name))(*arguments)
+
+
+@functools.cache
+def triton_kernels(module: str) -> ModuleType | None:
+    """``fastnas.kernels.<module>``, or None where Triton cannot be imported, which takes a while."""
+    try:
+        return importlib.import_module(f"fastnas.kernels.{module}")
+    except ImportError:
+        return None
 
 
 def check_tensors(op: str, **arguments: object) -> None:

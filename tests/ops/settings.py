@@ -47,3 +47,9 @@ def as_elsewhere(name, *arguments):
     """What the op does on a device that has no kernel of its own: here, with tensors of the CPU."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
     return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)
+
+
+def as_on_cuda(name, *arguments):
+    """What CUDA tensors would get from an op in Triton: here, with tensors of the CPU."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)
