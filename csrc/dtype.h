@@ -1,7 +1,14 @@
-// The element types of the kernels' arguments, without torch.
+// What every kernel's header starts from, without torch: the element types of the arguments.
 #pragma once
 
 #include <cstdint>
+
+// Before a function that kernels of the CPU and of a GPU share.
+#ifdef __CUDACC__
+#define FASTNAS_BOTH __host__ __device__
+#else
+#define FASTNAS_BOTH
+#endif
 
 namespace fastnas {
 

@@ -54,16 +54,27 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
       "Tensor mixing, Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted, "
       "bool[] inputs_wanted) -> (Tensor, Tensor, Tensor[])");
 
+  // Below, `rate`, () of float64, stands for the learning rate or gamma where it is given: a number on the
+  // device, which a captured graph reads anew.
+
   // |vector|, () of float64
   m.def("vector_norm(Tensor vector) -> Tensor");
   // w <- saved + sign eps u, eps = radius / |u|
   m.def("perturb_(Tensor(a!) w, Tensor saved, Tensor u, Tensor norm, float radius, int sign) -> ()");
   // ahead <- (ahead - behind) / (2 eps)
   m.def("difference_(Tensor(a!) ahead, Tensor behind, Tensor norm, float radius) -> ()");
+  // v <- v - gamma (ahead - behind) / (2 eps);  series <- series + v;  returns |v|, () of float64
+  m.def(
+      "neumann_step_(Tensor(a!) v, Tensor(b!) series, Tensor ahead, Tensor behind, Tensor norm, "
+      "float radius, float gamma, Tensor? rate=None) -> Tensor");
+  // w <- w - learning_rate (momentum buffer + grad + weight_decay w)
+  m.def(
+      "virtual_step_(Tensor(a!) w, Tensor grad, Tensor? buffer, float learning_rate, float momentum, "
+      "float weight_decay, Tensor? rate=None) -> ()");
   // |grad|, () of float64
   m.def(
       "sgd_step_(Tensor(a!) w, Tensor grad, Tensor(b!)? buffer, float learning_rate, float momentum, "
-      "float weight_decay, float clip) -> Tensor");
+      "float weight_decay, float clip, Tensor? rate=None) -> Tensor");
   m.def(
       "adam_step_(Tensor(a!) alpha, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, "
       "float learning_rate, float beta1, float beta2, float eps, float weight_decay) -> ()");

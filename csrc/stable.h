@@ -31,12 +31,18 @@
 #endif
 
 // FASTNAS_REGISTER(m) { m.impl(...); } registers what follows for tensors of the CPU and of CUDA. Once a
-// file.
+// file. FASTNAS_REGISTER_BUILT leaves CUDA out of a build without CUDA kernels: there the plain-PyTorch
+// reference that fastnas/ops registers for every other device does the op.
 #define FASTNAS_REGISTER(m)                                                      \
   static void register_ops(torch::stable::detail::StableLibrary& m);             \
   STABLE_TORCH_LIBRARY_IMPL(FASTNAS_LIBRARY, CPU, cpu) { register_ops(cpu); }    \
   STABLE_TORCH_LIBRARY_IMPL(FASTNAS_LIBRARY, CUDA, cuda) { register_ops(cuda); } \
   static void register_ops(torch::stable::detail::StableLibrary& m)
+#ifdef FASTNAS_WITH_CUDA
+#define FASTNAS_REGISTER_BUILT(m) FASTNAS_REGISTER(m)
+#else
+#define FASTNAS_REGISTER_BUILT(m) STABLE_TORCH_LIBRARY_IMPL(FASTNAS_LIBRARY, CPU, m)
+#endif
 
 namespace fastnas {
 

@@ -2,6 +2,8 @@
 // fastnas/ops/_vectors.py says the same sentences for devices without a kernel of their own.
 #pragma once
 
+#include <optional>
+
 #include "stable.h"
 
 namespace fastnas {
@@ -45,6 +47,15 @@ inline void check_scalar(const char* op, const Named& scalar, ScalarType dtype, 
                     same_device(scalar.tensor, model.tensor),
                 op, ": ", scalar.name, " must be () of ", dtype_name, " on ", device_text(model.tensor),
                 "; got ", described(scalar.tensor));
+}
+
+// Where a number is that may be given as a tensor, one number of float64 on the model's device; null: it is
+// not.
+inline const double* number_at(const char* op, const char* name, const std::optional<Tensor>& number,
+                               const Named& model) {
+  if (!number) return nullptr;
+  check_scalar(op, {name, *number}, ScalarType::Double, "float64", model);
+  return static_cast<const double*>(number->data_ptr());
 }
 
 // A vector that is written and another of its size: in one and the same place, where that is allowed (each

@@ -34,6 +34,10 @@ __device__ __forceinline__ float from_float<float>(float value) {
   return value;
 }
 template <>
+__device__ __forceinline__ double from_float<double>(float value) {
+  return value;
+}
+template <>
 __device__ __forceinline__ BFloat16 from_float<BFloat16>(float value) {
   return __float2bfloat16_rn(value);
 }

@@ -1,6 +1,7 @@
 // The bindings of perturb_ and difference_.
 #include "finite_difference/finite_difference.h"
 
+#include "cuda/runtime.h"
 #include "vectors.h"
 
 namespace fastnas::finite_difference {
@@ -21,8 +22,10 @@ void perturb(Tensor w, const Tensor& saved, const Tensor& u, const Tensor& norm,
     check_apart(op, model, vector, true);
   }
   const double* norm_pointer = norm_of(op, norm, model);
-  perturb_cpu({w.data_ptr(), saved.data_ptr(), u.data_ptr(), norm_pointer, static_cast<double>(sign) * radius,
-               w.numel(), kernel_dtype(w)});
+  const PerturbParams params{
+      w.data_ptr(), saved.data_ptr(), u.data_ptr(), norm_pointer, static_cast<double>(sign) * radius,
+      w.numel(),    kernel_dtype(w)};
+  FASTNAS_RUN(op, w, 0, fastnas_perturb, perturb_cpu, params);
 }
 
 void difference(Tensor ahead, const Tensor& behind, const Tensor& norm, double radius) {
@@ -32,14 +35,15 @@ void difference(Tensor ahead, const Tensor& behind, const Tensor& norm, double r
   check_like(op, vector, model);
   check_apart(op, model, vector, true);
   const double* norm_pointer = norm_of(op, norm, model);
-  difference_cpu(
-      {ahead.data_ptr(), behind.data_ptr(), norm_pointer, radius, ahead.numel(), kernel_dtype(ahead)});
+  const DifferenceParams params{ahead.data_ptr(), behind.data_ptr(), norm_pointer,
+                                radius,           ahead.numel(),     kernel_dtype(ahead)};
+  FASTNAS_RUN(op, ahead, 0, fastnas_difference, difference_cpu, params);
 }
 
 }  // namespace
 }  // namespace fastnas::finite_difference
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER_BUILT(m) {
   m.impl("perturb_", TORCH_BOX(&fastnas::finite_difference::perturb));
   m.impl("difference_", TORCH_BOX(&fastnas::finite_difference::difference));
 }

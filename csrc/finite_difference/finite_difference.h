@@ -9,6 +9,10 @@
 
 #include "dtype.h"
 
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+#include <cuda_runtime_api.h>
+#endif
+
 namespace fastnas::finite_difference {
 
 struct PerturbParams {
@@ -32,14 +36,14 @@ struct DifferenceParams {
 
 // +eps or -eps, and 0 where it is not finite: |u| is 0, so small that eps overflows T, or NaN.
 template <class T>
-T signed_eps(const PerturbParams& p) {
+FASTNAS_BOTH T signed_eps(const PerturbParams& p) {
   const T eps = static_cast<T>(p.signed_radius / *p.norm);
   return std::isfinite(eps) ? eps : T(0);
 }
 
 // 1/(2 eps), written so that it is 0 for |u| = 0 and NaN for |u| = NaN.
 template <class T>
-T half_inverse_eps(const DifferenceParams& p) {
+FASTNAS_BOTH T half_inverse_eps(const DifferenceParams& p) {
   return static_cast<T>(*p.norm / (2 * p.radius));
 }
 
@@ -47,3 +51,12 @@ void perturb_cpu(const PerturbParams& params);
 void difference_cpu(const DifferenceParams& params);
 
 }  // namespace fastnas::finite_difference
+
+#if defined(FASTNAS_WITH_CUDA) || defined(__CUDACC__)
+extern "C" {
+cudaError_t fastnas_perturb(const fastnas::finite_difference::PerturbParams* params, void* workspace,
+                            cudaStream_t stream);
+cudaError_t fastnas_difference(const fastnas::finite_difference::DifferenceParams* params, void* workspace,
+                               cudaStream_t stream);
+}
+#endif

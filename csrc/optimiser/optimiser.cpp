@@ -3,13 +3,15 @@
 
 #include <optional>
 
+#include "cuda/runtime.h"
+#include "vector_norm/vector_norm.h"
 #include "vectors.h"
 
 namespace fastnas::optimiser {
 namespace {
 
 Tensor sgd_step(Tensor w, const Tensor& grad, std::optional<Tensor> buffer, double learning_rate,
-                double momentum, double weight_decay, double clip) {
+                double momentum, double weight_decay, double clip, std::optional<Tensor> rate) {
   constexpr const char* op = "sgd_step_";
   const Named model{"w", w};
   check_model(op, model);
@@ -22,10 +24,20 @@ Tensor sgd_step(Tensor w, const Tensor& grad, std::optional<Tensor> buffer, doub
     check_apart(op, written, model, false);
     check_apart(op, written, {"grad", grad}, true);
   }
+  const double* rate_pointer = number_at(op, "learning_rate", rate, model);
   Tensor norm = torch::stable::new_empty(w, std::vector<int64_t>{}, ScalarType::Double);
-  sgd_step_cpu({w.data_ptr(), grad.data_ptr(), momentum == 0 ? nullptr : buffer->data_ptr(),
-                static_cast<double*>(norm.data_ptr()), learning_rate, momentum, weight_decay, clip, w.numel(),
-                kernel_dtype(w)});
+  const SgdParams params{w.data_ptr(),
+                         grad.data_ptr(),
+                         momentum == 0 ? nullptr : buffer->data_ptr(),
+                         static_cast<double*>(norm.data_ptr()),
+                         learning_rate,
+                         rate_pointer,
+                         momentum,
+                         weight_decay,
+                         clip,
+                         w.numel(),
+                         kernel_dtype(w)};
+  FASTNAS_RUN(op, w, vector_norm::workspace(params.n), fastnas_sgd_step, sgd_step_cpu, params);
   return norm;
 }
 
@@ -42,15 +54,25 @@ void adam_step(Tensor alpha, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_
     for (int j = 0; j < i; ++j) check_apart(op, vectors[i], vectors[j], false);
   }
   check_scalar(op, {"step", step}, ScalarType::Float, "float32", model);
-  adam_step_cpu({alpha.data_ptr(), grad.data_ptr(), exp_avg.data_ptr(), exp_avg_sq.data_ptr(),
-                 static_cast<float*>(step.data_ptr()), learning_rate, beta1, beta2, eps, weight_decay,
-                 alpha.numel(), kernel_dtype(alpha)});
+  const AdamParams params{alpha.data_ptr(),
+                          grad.data_ptr(),
+                          exp_avg.data_ptr(),
+                          exp_avg_sq.data_ptr(),
+                          static_cast<float*>(step.data_ptr()),
+                          learning_rate,
+                          beta1,
+                          beta2,
+                          eps,
+                          weight_decay,
+                          alpha.numel(),
+                          kernel_dtype(alpha)};
+  FASTNAS_RUN(op, alpha, sizeof(AdamFactors), fastnas_adam_step, adam_step_cpu, params);
 }
 
 }  // namespace
 }  // namespace fastnas::optimiser
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_REGISTER_BUILT(m) {
   m.impl("sgd_step_", TORCH_BOX(&fastnas::optimiser::sgd_step));
   m.impl("adam_step_", TORCH_BOX(&fastnas::optimiser::adam_step));
 }

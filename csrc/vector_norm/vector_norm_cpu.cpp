@@ -1,6 +1,5 @@
 // vector_norm on the CPU: the split into chunks and the reduction over them.
 #include <cmath>
-#include <vector>
 
 #include "cpu/element.h"
 #include "cpu/parallel.h"
@@ -13,24 +12,28 @@ using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu
 #define FASTNAS_KERNEL_FILE "vector_norm/vector_norm_cpu_kernel.h"
 #include "cpu/for_each_level.h"
 
-namespace {
-
-constexpr int64_t kChunk = 16384;  // fixed, so that the order of the sum is
-
 template <class T>
-double squares_chunk(const T* x, int64_t begin, int64_t end) {
+double squares(const T* x, int64_t begin, int64_t end) {
   FASTNAS_DISPATCH(squares_chunk<T>, x, begin, end);
 }
+template double squares(const float*, int64_t, int64_t);
+template double squares(const double*, int64_t, int64_t);
+
+double norm_from(const std::vector<double>& chunks) {
+  double total = 0;
+  for (const double chunk : chunks) total += chunk;
+  return std::sqrt(total);
+}
+
+namespace {
 
 template <class T>
 double norm_of(const T* x, int64_t n) {
-  std::vector<double> shares((n + kChunk - 1) / kChunk);
+  std::vector<double> chunks((n + kChunk - 1) / kChunk);
   for_each_chunk(n, kChunk, [&](int64_t chunk, int64_t begin, int64_t end) {
-    shares[chunk] = squares_chunk<T>(x, begin, end);
+    chunks[chunk] = squares<T>(x, begin, end);
   });
-  double total = 0;
-  for (const double share : shares) total += share;
-  return std::sqrt(total);
+  return norm_from(chunks);
 }
 
 }  // namespace

@@ -28,6 +28,20 @@ def not_negative(where: str, name: str, value: object) -> None:
         raise FastnasError(f"{where}: {name} must be a finite number >= 0, got {value!r}")
 
 
+def rate(where: str, name: str, value: object, w: Tensor, *, above: bool = False) -> None:
+    """Raise unless ``value`` is a finite number >= 0 (``above``: > 0), or a tensor that holds one on w's device.
+
+    What a tensor holds is not looked at.
+    """
+    if not isinstance(value, Tensor):
+        return (positive if above else not_negative)(where, name, value)
+    if value.dim() != 0 or value.dtype != torch.float64 or value.device != w.device:
+        got = f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+        raise FastnasError(
+            f"{where}: {name} must be a number, or a tensor of shape (), torch.float64, on {w.device}; got {got}"
+        )
+
+
 def momentum_factor(where: str, value: object) -> None:
     """Raise unless ``value`` is a momentum factor, a number in [0, 1)."""
     if not (_is_finite_number(value) and 0 <= value < 1):  # type: ignore[operator]

@@ -91,16 +91,33 @@ def _central_difference(
     with restored(problem) as saved:
         if _same_memory(direction, problem.w):
             direction = u.clone()  # the caller asks for the product with w itself, which is about to move
-        _displace(problem.w, saved, direction, norm, radius, 1)
-        ahead = gradient()
-        _displace(problem.w, saved, direction, norm, radius, -1)
-        behind = gradient()
+        ahead, behind = gradients_along(where, problem, gradient, saved, direction, norm, radius)
+    return difference_(ahead, behind, norm, radius)
+
+
+def gradients_along(
+    where: str,
+    problem: BilevelProblem,
+    gradient: Callable[[], Tensor],
+    saved: Tensor,
+    u: Tensor,
+    norm: Tensor,
+    radius: float,
+) -> tuple[Tensor, Tensor]:
+    """(gradient at saved + eps u, gradient at saved - eps u), eps = radius/|u|: the sides of a central difference.
+
+    ``problem.w`` is left where the second was taken; ``restored`` gives ``saved`` and puts it back.
+    """
+    _displace(problem.w, saved, u, norm, radius, 1)
+    ahead = gradient()
+    _displace(problem.w, saved, u, norm, radius, -1)
+    behind = gradient()
     if _same_memory(ahead, behind):
         raise FastnasError(
             f"{where}: the oracle returned the same memory twice, so the difference would be 0; "
             "a gradient must be the caller's own, never written by a later call"
         )
-    return difference_(ahead.contiguous(), behind.contiguous(), norm, radius)
+    return ahead.contiguous(), behind.contiguous()
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
-from fastnas.bilevel.difference import hessian_vector_product, mixed_product
+from fastnas.bilevel.difference import gradients_along, hessian_vector_product, mixed_product
 from fastnas.bilevel.problem import BilevelProblem, restored
+from fastnas.ops import neumann_step_, vector_norm, virtual_step_
 
 
 def first_order(problem: BilevelProblem) -> Tensor:
@@ -50,7 +51,7 @@ def first_order(problem: BilevelProblem) -> Tensor:
 def darts(
     problem: BilevelProblem,
     *,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     momentum: float = 0.0,
     momentum_buffer: Tensor | None = None,
     weight_decay: float = 0.0,
@@ -66,7 +67,8 @@ def darts(
 
     Args:
         problem: the oracles.
-        learning_rate: xi >= 0, the weight step's; with 0 this is ``first_order`` at four times the cost.
+        learning_rate: xi >= 0, the weight step's; with 0 this is ``first_order`` at four times the cost. A number, or
+            shape (), float64, on w's device: then nothing reads it on the host.
         momentum: mu in [0, 1).
         momentum_buffer: buf, shape (P,), dtype and device of w; not written. None: zero.
         weight_decay: wd >= 0.
@@ -84,13 +86,13 @@ def darts(
         >>> g.round(decimals=6)
         tensor([-1.], dtype=torch.float64)
     """
-    check.not_negative("darts", "learning_rate", learning_rate)
     _check_weight_step("darts", problem, momentum, momentum_buffer, weight_decay)
+    check.rate("darts", "learning_rate", learning_rate, problem.w)
     check.positive("darts", "radius", radius)
     with restored(problem):
-        _descend(problem, learning_rate, _direction(problem, momentum, momentum_buffer, weight_decay))
+        _virtual_step(problem, learning_rate, momentum, momentum_buffer, weight_decay)
         v, direct = problem.val_grads()
-    return direct.sub_(mixed_product(problem, v, radius), alpha=learning_rate)
+    return direct.sub_(learning_rate * mixed_product(problem, v, radius))
 
 
 def amended(problem: BilevelProblem, *, eta: float = 0.1, radius: float = 0.01) -> Tensor:
@@ -124,7 +126,9 @@ def amended(problem: BilevelProblem, *, eta: float = 0.1, radius: float = 0.01) 
     return direct.sub_(mixed_product(problem, u, radius), alpha=eta)
 
 
-def idarts(problem: BilevelProblem, *, gamma: float, neumann_terms: int = 2, radius: float = 0.01) -> Tensor:
+def idarts(
+    problem: BilevelProblem, *, gamma: float | Tensor, neumann_terms: int = 2, radius: float = 0.01
+) -> Tensor:
     """iDARTS: the inverse Hessian by a truncated Neumann series, after T inner steps.
 
         g = dL2/dalpha - gamma d2L1/dalpha dw . sum over k = 0..K of V_k,
@@ -137,7 +141,8 @@ def idarts(problem: BilevelProblem, *, gamma: float, neumann_terms: int = 2, rad
 
     Args:
         problem: the oracles, at the w reached by the inner steps.
-        gamma: > 0, the inner steps' learning rate in the paper.
+        gamma: > 0, the inner steps' learning rate in the paper. A number, or shape (), float64, on w's device: then
+            nothing reads it on the host.
         neumann_terms: K >= 0, terms after the identity; 2 in the paper.
         radius: of each central difference, in the units of w; > 0.
 
@@ -154,15 +159,28 @@ def idarts(problem: BilevelProblem, *, gamma: float, neumann_terms: int = 2, rad
         >>> idarts(toy_problem(), gamma=0.25, neumann_terms=30).round(decimals=6)  # tends to the exact 2a
         tensor([2.], dtype=torch.float64)
     """
-    check.positive("idarts", "gamma", gamma)
+    check.flat_vector("idarts", "w", problem.w)
+    check.rate("idarts", "gamma", gamma, problem.w, above=True)
     check.count("idarts", "neumann_terms", neumann_terms)
     check.positive("idarts", "radius", radius)
     v, direct = problem.val_grads()
-    series = v.clone()
-    for _ in range(neumann_terms):
-        v.sub_(hessian_vector_product(problem, v, radius), alpha=gamma)
-        series.add_(v)
-    return direct.sub_(mixed_product(problem, series, radius), alpha=gamma)
+    series = _neumann_series(problem, v.contiguous(), gamma, neumann_terms, radius)
+    return direct.sub_(gamma * mixed_product(problem, series, radius))
+
+
+def _neumann_series(
+    problem: BilevelProblem, v: Tensor, gamma: float | Tensor, terms: int, radius: float
+) -> Tensor:
+    """The sum of V_k over k = 0..K; v becomes V_K. A term costs two gradients and three passes over P numbers: w is
+    moved twice and saved once for all terms, and the step leaves the norm that the next one's eps needs.
+    """
+    series, norm = v.clone(), vector_norm(v)
+    with restored(problem) as saved:
+        for _ in range(terms):
+            sides = gradients_along("idarts", problem, problem.train_grad_w, saved, v, norm, radius)
+            norm = neumann_step_(v, series, *sides, norm, radius, gamma)
+            del sides  # before the next gradient is taken
+    return series
 
 
 def t1_t2(problem: BilevelProblem, *, radius: float = 0.01) -> Tensor:
@@ -245,10 +263,32 @@ def inner_steps(
 def _weight_step(
     problem: BilevelProblem, learning_rate: float, momentum: float, buffer: Tensor | None, weight_decay: float
 ) -> None:
-    direction = _direction(problem, momentum, buffer, weight_decay)
-    _descend(problem, learning_rate, direction)
-    if buffer is not None:
-        buffer.copy_(direction)
+    direction = problem.train_grad_w()
+    with torch.no_grad():
+        if weight_decay:
+            direction.add_(problem.w, alpha=weight_decay)
+        if momentum and buffer is not None:
+            direction.add_(buffer, alpha=momentum)
+        problem.w.sub_(direction, alpha=learning_rate)
+        if buffer is not None:
+            buffer.copy_(direction)
+
+
+def _virtual_step(
+    problem: BilevelProblem,
+    learning_rate: float | Tensor,
+    momentum: float,
+    buffer: Tensor | None,
+    weight_decay: float,
+) -> None:
+    """w <- w - xi (mu buf + dL1/dw + wd w)."""
+    w, grad = problem.w, problem.train_grad_w().contiguous()
+    buffer = None if buffer is None else buffer.contiguous()
+    moved = w.contiguous()
+    virtual_step_(moved, grad, buffer, learning_rate, momentum, weight_decay)
+    if moved is not w:  # weights with a stride
+        with torch.no_grad():
+            w.copy_(moved)
 
 
 def _check_weight_step(
@@ -259,21 +299,3 @@ def _check_weight_step(
     if buffer is not None:
         check.like_w(where, "momentum_buffer", buffer, problem.w)
     check.not_negative(where, "weight_decay", weight_decay)
-
-
-def _direction(
-    problem: BilevelProblem, momentum: float, buffer: Tensor | None, weight_decay: float
-) -> Tensor:
-    """mu buf + dL1/dw + wd w: SGD's direction, one vector of P numbers."""
-    direction = problem.train_grad_w()
-    with torch.no_grad():
-        if weight_decay:
-            direction.add_(problem.w, alpha=weight_decay)
-        if momentum and buffer is not None:
-            direction.add_(buffer, alpha=momentum)
-    return direction
-
-
-@torch.no_grad()
-def _descend(problem: BilevelProblem, learning_rate: float, direction: Tensor) -> None:
-    problem.w.sub_(direction, alpha=learning_rate)

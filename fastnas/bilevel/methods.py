@@ -29,23 +29,23 @@ class InnerSettings:
     Every estimator takes what its equation names and ignores the rest; each checks what it takes.
 
     Args:
-        learning_rate: xi, of the weight step (darts).
+        learning_rate: xi, of the weight step (darts); a number, or shape (), float64, on w's device.
         momentum: mu, of the weight step (darts).
         weight_decay: wd, of the weight step (darts).
         momentum_buffer: buf, shape (P,), the weight step's; None is zero (darts).
         eta: amplitude of the amended term (amended).
-        gamma: step of the Neumann series; None takes ``learning_rate`` (idarts).
+        gamma: step of the Neumann series, likewise; None takes ``learning_rate`` (idarts).
         neumann_terms: K (idarts).
         radius: of the central differences, in the units of w (all but first-order).
     """
 
-    learning_rate: float
+    learning_rate: float | Tensor
     momentum: float = 0.0
     weight_decay: float = 0.0
     # A tensor has no truth value to compare by, and is too long to print.
     momentum_buffer: Tensor | None = field(default=None, compare=False, repr=False)
     eta: float = 0.1
-    gamma: float | None = None
+    gamma: float | Tensor | None = None
     neumann_terms: int = 2
     radius: float = 0.01
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from numbers import Real
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,6 +43,25 @@ def run_elsewhere(name: str, check: Callable[..., Any], reference: Callable[...,
         return reference(*arguments)
 
 
+def run_triton(name: str, module: str, check: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    """Lets ``fastnas.kernels.<module>.<name>`` do the op on CUDA, without Triton the ``reference``."""
+
+    @torch.library.register_kernel(f"fastnas::{name}", "cuda")
+    def checked(*arguments: Any) -> Any:
+        check(*arguments)
+        kernels = triton_kernels(module)
+        return (reference if kernels is None else getattr(kernels, name))(*arguments)
+
+
+@functools.cache
+def triton_kernels(module: str) -> ModuleType | None:
+    """``fastnas.kernels.<module>``, or None where Triton cannot be imported, which takes a while."""
+    try:
+        return importlib.import_module(f"fastnas.kernels.{module}")
+    except ImportError:
+        return None
+
+
 def check_tensors(op: str, **arguments: object) -> None:
     """Raise unless every argument is a tensor."""
     for name, value in arguments.items():
@@ -55,6 +77,13 @@ def number(op: str, name: str, value: object, *, low: float = 0, above: bool = F
         if known > low or (known == low and not above):
             return known
     raise FastnasError(f"{op}: {name} must be a finite number {'>' if above else '>='} {low}, got {value!r}")
+
+
+def number_or_tensor(op: str, name: str, value: object) -> tuple[float, Tensor | None]:
+    """A constant that may lie on the device, where a captured graph reads it anew, as an op takes it: the number, >= 0,
+    and no tensor; or a tensor, whose value nothing checks, with a number that the op does not look at.
+    """
+    return (0.0, value) if isinstance(value, Tensor) else (number(op, name, value), None)
 
 
 def check_vectors(op: str, **vectors: Tensor) -> None:

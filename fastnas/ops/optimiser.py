@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from fastnas.errors import FastnasError
-from fastnas.ops._vectors import call, check_scalar, check_tensors, check_vectors, number, run_elsewhere
+from fastnas.ops._vectors import (
+    call,
+    check_scalar,
+    check_tensors,
+    check_vectors,
+    number,
+    number_or_tensor,
+    run_elsewhere,
+)
 from fastnas.ops.vector_norm import _vector_norm_ref
 
 
@@ -16,7 +24,7 @@ def sgd_step_(
     w: Tensor,
     grad: Tensor,
     buffer: Tensor | None,
-    learning_rate: float,
+    learning_rate: float | Tensor,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     clip: float = math.inf,
@@ -34,7 +42,9 @@ def sgd_step_(
         w: shape (P,), float32 or float64, contiguous; written.
         grad: like w; left alone.
         buffer: like w; written. Without momentum it is neither read nor written, and may be None.
-        learning_rate, momentum, weight_decay: >= 0.
+        learning_rate: >= 0; or shape (), float64, on w's device: read there when the step is made, so that a captured
+            CUDA graph follows its changes. Nothing checks its value then.
+        momentum, weight_decay: >= 0.
         clip: largest norm of the gradient, > 0; infinite: no clipping.
 
     Returns:
@@ -52,11 +62,12 @@ def sgd_step_(
         tensor([0.9400, 0.9200])
     """
     check_tensors("sgd_step_", w=w, grad=grad, **({} if buffer is None else {"buffer": buffer}))
-    numbers = {"learning_rate": learning_rate, "momentum": momentum, "weight_decay": weight_decay}
-    settings = [number("sgd_step_", name, value) for name, value in numbers.items()]
+    given, rate = number_or_tensor("sgd_step_", "learning_rate", learning_rate)
+    momentum = number("sgd_step_", "momentum", momentum)
+    weight_decay = number("sgd_step_", "weight_decay", weight_decay)
     largest = math.inf if clip == math.inf else number("sgd_step_", "clip", clip, above=True)
     written = [w] if buffer is None or momentum == 0 else [w, buffer]
-    return call("sgd_step_", w, grad, buffer, *settings, largest, written=written)
+    return call("sgd_step_", w, grad, buffer, given, momentum, weight_decay, largest, rate, written=written)
 
 
 def adam_step_(
@@ -80,7 +91,7 @@ def adam_step_(
                       m = exp_avg / (1 - beta1^step),  v = exp_avg_sq / (1 - beta2^step)
 
     (Kingma and Ba 2015, algorithm 1, with the decay in the gradient, as ``torch.optim.Adam`` has it.) Zeros make
-    the first step. On the CPU all of it is computed in float64 and rounded once.
+    the first step. The kernels compute all of it in float64 and round once.
 
     Args:
         alpha: shape (H,), float32 or float64, contiguous; written.
@@ -128,6 +139,7 @@ def _sgd_step_ref(
     momentum: float,
     weight_decay: float,
     clip: float,
+    rate: Tensor | None = None,
 ) -> Tensor:
     """``sgd_step_`` in plain PyTorch."""
     norm = _vector_norm_ref(grad)
@@ -136,7 +148,7 @@ def _sgd_step_ref(
         direction.add_(w, alpha=weight_decay)
     if momentum and buffer is not None:
         direction = buffer.mul_(momentum).add_(direction)
-    w.sub_(direction, alpha=learning_rate)
+    w.sub_(direction * (learning_rate if rate is None else rate))
     return norm
 
 
@@ -170,8 +182,11 @@ def _sgd_step_fake(
     momentum: float,
     weight_decay: float,
     clip: float,
+    rate: Tensor | None = None,
 ) -> Tensor:
     check_vectors("sgd_step_", w=w, grad=grad, **({} if buffer is None else {"buffer": buffer}))
+    if rate is not None:
+        check_scalar("sgd_step_", "learning_rate", rate, torch.float64, w)
     if buffer is None and momentum:
         raise FastnasError(f"sgd_step_: momentum {momentum:g} needs a buffer, got None")
     return w.new_empty((), dtype=torch.float64)

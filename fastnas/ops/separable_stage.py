@@ -186,7 +186,9 @@ def _separable_stage_ref(
         state = F.relu(state)
         if of_depth is not None:
             padding = spread * (of_depth.shape[-1] // 2)
-            state = F.conv2d(state, of_depth.to(state.dtype), None, step, padding, spread, groups=len(of_depth))
+            state = F.conv2d(
+                state, of_depth.to(state.dtype), None, step, padding, spread, groups=len(of_depth)
+            )
             step = 1
         raws.append(F.conv2d(state, pointwise[k].to(state.dtype), stride=step))
     return raws, torch.stack([plain_statistics(raw) for raw in raws]).detach()

@@ -1,9 +1,13 @@
 """Each estimator against its closed form, and the theorems about iDARTS."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnas.bilevel import amended, darts, first_order, idarts, inner_steps, t1_t2
+from fastnas.bilevel.difference import hessian_vector_product, mixed_product
 from tests.bilevel.problems import AmendedToy, QuadraticProblem
 
 SPECTRUM = torch.tensor([0.5, 2.0, 2.5, 3.0, 4.0])  # mu = 0.5, L = 4
@@ -226,3 +230,79 @@ def test_darts_makes_the_step_that_inner_steps_makes():
     inner_steps(stepped, steps=1, momentum_buffer=buffer.clone(), **settings)
     wanted = idarts(stepped, gamma=0.1, neumann_terms=0)
     torch.testing.assert_close(darts(problem, momentum_buffer=buffer, **settings), wanted, **EXACT)
+
+
+def test_learning_rates_may_lie_on_the_device():
+    """The same bits as the number that the tensor holds."""
+    rate, buffer = torch.tensor(0.2).double(), torch.linspace(-1, 1, 5, dtype=torch.float64)
+    rate.fill_(0.2)
+    settings = {"momentum": 0.9, "momentum_buffer": buffer, "weight_decay": 0.3}
+    assert torch.equal(
+        darts(curved(), learning_rate=rate, **settings), darts(curved(), learning_rate=0.2, **settings)
+    )
+    assert torch.equal(idarts(curved(), gamma=rate), idarts(curved(), gamma=0.2))
+
+
+def strided(problem):
+    problem.w = torch.stack([problem.w, torch.full_like(problem.w, 9.0)], 1)[:, 0]
+    return problem
+
+
+def test_weights_with_a_stride():
+    buffer = torch.stack([torch.linspace(-1, 1, 5, dtype=torch.float64)] * 2, 1)[:, 0]
+    for estimator in (
+        lambda problem: idarts(problem, gamma=0.2),
+        lambda problem: darts(problem, learning_rate=0.2, momentum=0.9, momentum_buffer=buffer),
+    ):
+        problem = strided(curved())
+        before = problem.w.clone()
+        torch.testing.assert_close(estimator(problem), estimator(curved()), **EXACT)
+        assert torch.equal(problem.w, before)
+
+
+@pytest.mark.parametrize("neumann_terms", [0, 1, 4])
+def test_idarts_is_its_equation_written_with_products(neumann_terms):
+    problem = curved()
+    v, direct = problem.val_grads()
+    series = v.clone()
+    for _ in range(neumann_terms):
+        v = v - 0.15 * hessian_vector_product(problem, v)
+        series += v
+    wanted = direct - 0.15 * mixed_product(problem, series)
+    torch.testing.assert_close(idarts(problem, gamma=0.15, neumann_terms=neumann_terms), wanted, **EXACT)
+
+
+class Calls(TorchDispatchMode):
+    """Counts the ops of fastnas, and the copies."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.counts[function._schema.name] += 1
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_neumann_term_moves_w_twice_and_makes_one_more_pass():
+    """Its norm comes from the step before, and w is saved once for all of them."""
+    counted = []
+    for neumann_terms in (1, 4):
+        problem = curved()
+        with Calls() as calls:
+            idarts(problem, gamma=0.1, neumann_terms=neumann_terms)
+        counted.append({name: n for name, n in calls.counts.items() if "fastnas" in name or "copy" in name})
+    assert counted[0] == {
+        "fastnas::vector_norm": 2,  # of v, and of the sum for the mixed product
+        "fastnas::perturb_": 4,
+        "fastnas::neumann_step_": 1,
+        "fastnas::difference_": 1,  # of the mixed product
+        "aten::copy_": 2,  # w comes back
+    }
+    assert counted[1] == counted[0] | {"fastnas::perturb_": 10, "fastnas::neumann_step_": 4}
+
+
+def test_darts_steps_in_one_pass():
+    with Calls() as calls:
+        darts(curved(), learning_rate=0.1, momentum=0.9, momentum_buffer=torch.ones(5).double())
+    assert calls.counts["fastnas::virtual_step_"] == 1

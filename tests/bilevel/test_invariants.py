@@ -1,5 +1,7 @@
 """What every estimator keeps: w and alpha to the bit, its count of gradients, its memory, the device's pace."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -103,9 +105,11 @@ def test_reads_nothing_back_from_the_device(name, neumann_terms):
     problem = problem_with_odd_bits().to("meta")
     with pytest.raises(RuntimeError):
         problem.w.norm().item()
-    result = METHODS[name].hypergradient(problem, settings_for(problem, neumann_terms))
-    assert result.is_meta
-    assert result.shape == (3,)
+    settings = settings_for(problem, neumann_terms)
+    for rate in (0.1, torch.zeros((), dtype=torch.float64, device="meta")):
+        result = METHODS[name].hypergradient(problem, dataclasses.replace(settings, learning_rate=rate))
+        assert result.is_meta
+        assert result.shape == (3,)
 
 
 def test_inner_steps_read_nothing_back_from_the_device():

@@ -104,7 +104,7 @@ NAN, INFINITY = float("nan"), float("inf")
 STEP_ERRORS = [
     ("learning_rate", -0.1, NOT_NEGATIVE),
     ("learning_rate", NAN, NOT_NEGATIVE),
-    ("learning_rate", torch.tensor(0.1), NOT_NEGATIVE),
+    ("learning_rate", "0.1", NOT_NEGATIVE),
     ("momentum", -0.1, "must be a number in [0, 1)"),
     ("momentum", 1.0, "must be a number in [0, 1)"),
     ("momentum", NAN, "must be a number in [0, 1)"),
@@ -125,6 +125,7 @@ COUNT_ERRORS = [
         *((darts, {"learning_rate": 0.1}, "darts", *error) for error in STEP_ERRORS + RADIUS_ERRORS),
         *((inner_steps, {"steps": 1, "learning_rate": 0.1}, "inner_steps", *error) for error in STEP_ERRORS),
         *((inner_steps, {"learning_rate": 0.1}, "inner_steps", "steps", *error) for error in COUNT_ERRORS),
+        (inner_steps, {"steps": 1}, "inner_steps", "learning_rate", torch.tensor(0.1), NOT_NEGATIVE),
         *((amended, {}, "amended", *error) for error in RADIUS_ERRORS),
         (amended, {}, "amended", "eta", -0.1, NOT_NEGATIVE),
         (amended, {}, "amended", "eta", None, NOT_NEGATIVE),
@@ -142,6 +143,24 @@ def test_wrong_arguments(function, arguments, where, name, value, message):
     assert str(raised.value) == f"{where}: {name} {message}, got {value!r}"
     assert problem.calls == []
     assert torch.equal(problem.w, before)
+
+
+@pytest.mark.parametrize(
+    ("rate", "got"),
+    [
+        (torch.tensor(0.1), "shape (), torch.float32, on cpu"),
+        (torch.tensor([0.1]).double(), "shape (1,), torch.float64, on cpu"),
+        (torch.tensor(0.1, device="meta").double(), "shape (), torch.float64, on meta"),
+    ],
+)
+@pytest.mark.parametrize(("function", "name"), [(darts, "learning_rate"), (idarts, "gamma")])
+def test_wrong_tensors(function, name, rate, got):
+    problem = Counted(curved())
+    with pytest.raises(FastnasError) as raised:
+        function(problem, **{name: rate})
+    wanted = "must be a number, or a tensor of shape (), torch.float64, on cpu"
+    assert str(raised.value) == f"{function.__name__}: {name} {wanted}; got {got}"
+    assert problem.calls == []
 
 
 @pytest.mark.parametrize(

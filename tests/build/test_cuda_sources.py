@@ -16,6 +16,13 @@ REGISTERS = {
     "mixed_sum::forward_kernel": 80,
     "mixed_sum::backward_kernel": 128,  # two blocks of 256 threads per SM
     "mixed_sum::weights_grad_kernel": 40,
+    "vector_norm::squares_kernel": 40,
+    "vector_norm::root_kernel": 40,
+    "finite_difference::perturb_kernel": 40,
+    "finite_difference::difference_kernel": 40,
+    "optimiser::sgd_kernel": 40,
+    "optimiser::adam_begin_kernel": 40,
+    "optimiser::adam_kernel": 40,
 }
 
 

@@ -18,18 +18,13 @@ from tests.cuda_on_host import sanitizer_flags
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_on_host"
-OPS = ("mixed_sum", "separable_stage", "normalised_mixed_sum", "shared_pooling", "cell")  # folders of csrc
 LEFT_OUT = ("module.cpp", "_cpu.cpp", "capability.cpp")
 
 
 def sources() -> list[Path]:
     """The kernels, the bindings and what these need."""
     csrc = ROOT / "csrc"
-    folders = [csrc / name for name in ("cpu", *OPS)]
-    found = [
-        *csrc.glob("*.cpp"),
-        *(p for folder in folders for p in folder.iterdir() if p.suffix in (".cu", ".cpp")),
-    ]
+    found = [*csrc.rglob("*.cu"), *csrc.rglob("*.cpp")]
     return sorted(path for path in found if not path.name.endswith(LEFT_OUT))
 
 

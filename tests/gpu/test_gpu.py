@@ -8,7 +8,17 @@ import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
 from fastnas.build_info import build_info
 from fastnas.data import Augment, Batches, Dataset
-from fastnas.ops import adam_step_, difference_, mixed_sum, perturb_, sgd_step_, vector_norm
+from fastnas.ops import (
+    adam_step_,
+    difference_,
+    mixed_sum,
+    neumann_step_,
+    perturb_,
+    sgd_step_,
+    vector_norm,
+    virtual_step_,
+)
+from fastnas.ops._vectors import triton_kernels
 from fastnas.search import SearchStep
 from fastnas.spaces import make_space
 from fastnas.supernet import BACKENDS, Graphs, SupernetProblem, build_supernet, cuda_graphs, gradients
@@ -73,7 +83,7 @@ def test_mixed_sum_can_be_captured_in_a_graph():
 
 
 def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
-    """They have no CUDA kernels yet: plain PyTorch runs there, and no number visits the host."""
+    """And no number visits the host."""
     for dtype in (torch.float32, torch.float64):
         vectors = [torch.randn(1134, dtype=dtype).abs() for _ in range(4)]
         results = []
@@ -90,6 +100,73 @@ def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
                 torch.cuda.set_sync_debug_mode("default")
             results.append([value.cpu() for value in (norm, w, buffer, square, step, ahead)])
         torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [0, 1, 7, 2048, 5003, (1 << 20) + 13])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_ops_in_triton_do_what_they_do_on_the_cpu(offset, size, dtype):
+    """Aligned and not; and no number visits the host once they are compiled."""
+    assert triton_kernels("neumann") is not None
+    vectors = torch.randn(4, size + offset, dtype=dtype)
+    results = []
+    for device in ("cpu", "cuda"):
+        rate = torch.tensor(0.1, dtype=torch.float64, device=device)
+        for debug in ("default", "error"):
+            v, series, ahead, behind = (vector[offset:] for vector in vectors.to(device, copy=True))
+            torch.cuda.set_sync_debug_mode(debug)
+            try:
+                norm = neumann_step_(v, series, ahead, behind, vector_norm(v), 0.01, rate)
+                neumann_step_(v, series, ahead, behind, norm, 0.01, 1e-3)
+                w = virtual_step_(ahead, behind, v, rate, momentum=0.9, weight_decay=3e-4)
+                virtual_step_(w, behind, None, 0.1)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        results.append([value.cpu() for value in (norm, v, series, w)])
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_a_captured_neumann_step_follows_gamma_and_repeats_to_the_bit():
+    start = torch.randn(4, (1 << 20) + 13, device="cuda")
+    vectors, norm = start.clone(), vector_norm(start[0].clone())
+    gamma = torch.tensor(0.1, dtype=torch.float64, device="cuda")
+    neumann_step_(*vectors, norm, 0.01, gamma)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        new_norm = neumann_step_(*vectors, norm, 0.01, gamma)
+    for value in (0.1, 0.025, 0.025):
+        gamma.fill_(value)
+        vectors.copy_(start)
+        graph.replay()
+        expected = start.clone()
+        assert torch.equal(neumann_step_(*expected, norm, 0.01, gamma), new_norm)
+        assert torch.equal(vectors, expected)
+
+
+def test_a_captured_sgd_step_follows_the_learning_rate_and_repeats_to_the_bit():
+    w, grad, buffer = (torch.randn((1 << 20) + 13, device="cuda") for _ in range(3))
+    rate = torch.tensor(0.1, dtype=torch.float64, device="cuda")
+    start = w.clone(), buffer.clone()
+
+    def step():
+        return sgd_step_(w, grad, buffer, rate, momentum=0.9, weight_decay=3e-4, clip=0.5)
+
+    step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        norm = step()
+    for value in (0.1, 0.025, 0.025):
+        rate.fill_(value)
+        for part, before in zip((w, buffer), start, strict=True):
+            part.copy_(before)
+        graph.replay()
+        replayed = w.clone(), buffer.clone(), norm.clone()
+        for part, before in zip((w, buffer), start, strict=True):
+            part.copy_(before)
+        expected = sgd_step_(w, grad, buffer, value, momentum=0.9, weight_decay=3e-4, clip=0.5)
+        assert all(torch.equal(a, b) for a, b in zip(replayed, (w, buffer, expected), strict=True))
 
 
 def supernet_and_batches(space, backend, device, dtype=torch.float32):

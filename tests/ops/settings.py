@@ -1,4 +1,4 @@
-"""An op's tests under other CPU levels, and an op under other numbers of threads or as another device runs it."""
+"""An op's tests under other CPU levels, and an op under other numbers of threads or on a device without a kernel."""
 
 import os
 import subprocess
@@ -43,7 +43,13 @@ def runs_with_threads(function):
     return runs
 
 
+def as_elsewhere(name, *arguments):
+    """What the op does on a device that has no kernel of its own: here, with tensors of the CPU."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)
+
+
 def as_on_cuda(name, *arguments):
-    """What CUDA tensors would get from the op: here, from the kernel registered for them, with tensors of the CPU."""
+    """What CUDA tensors would get from an op in Triton: here, with tensors of the CPU."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
     return getattr(torch.ops.fastnas, name).default.redispatch(keys, *arguments)

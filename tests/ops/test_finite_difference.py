@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fastnas.errors import FastnasError
 from fastnas.ops import difference_, perturb_, vector_norm
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, as_on_cuda, assert_passes_at, runs_with_threads
+from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -21,9 +21,11 @@ def make(size, dtype=torch.float32, seed=0):
     return [torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
 
 
-def perturbed(saved, u, radius=RADIUS, sign=1):
+def perturbed(saved, u, radius=RADIUS, sign=1, perturb=perturb_):
     """A fresh vector, full of NaN before."""
-    return perturb_(torch.full_like(saved, torch.nan), saved, u, vector_norm(u), radius, sign)
+    w = torch.full_like(saved, torch.nan)
+    perturb(w, saved, u, vector_norm(u), radius, sign)
+    return w
 
 
 def plain_perturbed(saved, u, radius, sign):
@@ -35,17 +37,17 @@ def exact_norm(u):
     return np.sqrt((wide(u).astype(np.longdouble) ** 2).sum())
 
 
-def check_accuracy(saved, u, behind, radius, sign):
+def check_accuracy(saved, u, behind, radius, sign, perturb=perturb_, difference=difference_):
     eps = wide(torch.tensor(radius, dtype=torch.float64)) / exact_norm(u) if len(u) else 0
     terms = np.stack([wide(saved), sign * eps * wide(u)])
     plain = plain_perturbed(saved, u, radius, sign)
-    assert_as_accurate(perturbed(saved, u, radius, sign), plain, Exact(terms, axis=0))
+    assert_as_accurate(perturbed(saved, u, radius, sign, perturb), plain, Exact(terms, axis=0))
 
     ahead, norm = saved.clone(), vector_norm(u)
     scale = exact_norm(u) / (2 * wide(torch.tensor(radius, dtype=torch.float64)))
     plain = (ahead - behind) * (torch.linalg.vector_norm(u) / (2 * radius))
     exact = Exact(scale * np.stack([wide(ahead), -wide(behind)]), axis=0)
-    assert difference_(ahead, behind, norm, radius) is ahead
+    difference(ahead, behind, norm, radius)
     assert_as_accurate(ahead, plain, exact)
 
 
@@ -143,10 +145,10 @@ def test_devices_without_a_kernel_do_the_same(size, dtype):
     saved, u, behind = make(size, dtype)
     norm, theirs = vector_norm(u), torch.full_like(saved, torch.nan)
     for sign in (1, -1):
-        as_on_cuda("perturb_", theirs, saved, u, norm, RADIUS, sign)
+        as_elsewhere("perturb_", theirs, saved, u, norm, RADIUS, sign)
         torch.testing.assert_close(perturbed(saved, u, RADIUS, sign), theirs)
     theirs = saved.clone()
-    as_on_cuda("difference_", theirs, behind, norm, RADIUS)
+    as_elsewhere("difference_", theirs, behind, norm, RADIUS)
     torch.testing.assert_close(difference_(saved, behind, norm, RADIUS), theirs)
 
 
@@ -155,10 +157,10 @@ def test_devices_without_a_kernel_do_the_same_in_special_cases(bad):
     saved, u, behind = make(37)
     u = torch.zeros(37) if bad == 0 else u.index_fill(0, torch.tensor([5]), bad)
     norm, theirs = vector_norm(u), torch.empty(37)
-    as_on_cuda("perturb_", theirs, saved, u, norm, RADIUS, 1)
+    as_elsewhere("perturb_", theirs, saved, u, norm, RADIUS, 1)
     torch.testing.assert_close(perturbed(saved, u), theirs, rtol=0, atol=0, equal_nan=True)
     theirs = saved.clone()
-    as_on_cuda("difference_", theirs, behind, norm, RADIUS)
+    as_elsewhere("difference_", theirs, behind, norm, RADIUS)
     torch.testing.assert_close(difference_(saved, behind, norm, RADIUS), theirs, equal_nan=True)
 
 
@@ -193,8 +195,10 @@ def test_writes_its_slice_alone(dtype):
 def test_a_vector_may_be_read_where_it_is_written():
     saved, u, _ = make(37)
     expected = perturbed(saved, u)
-    assert torch.equal(perturb_(saved, saved, u, vector_norm(u), RADIUS, 1), expected)
-    assert torch.count_nonzero(difference_(saved, saved, vector_norm(u), RADIUS)) == 0
+    assert perturb_(saved, saved, u, vector_norm(u), RADIUS, 1) is saved
+    assert torch.equal(saved, expected)
+    assert difference_(saved, saved, vector_norm(u), RADIUS) is saved
+    assert torch.count_nonzero(saved) == 0
 
 
 def test_allocate_nothing():

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from fastnas.errors import FastnasError
 from fastnas.ops import adam_step_, sgd_step_, vector_norm
+from fastnas.ops._vectors import number_or_tensor
 from tests.ops.accuracy import ULPS, wide
-from tests.ops.settings import LEVELS, as_on_cuda, assert_passes_at, runs_with_threads
+from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -99,8 +100,8 @@ def largest(*arrays):
     return max((np.abs(wide(array)).max() for array in arrays if len(array)), default=0)
 
 
-def check_sgd(w, grads, **options):
-    ours, plain = run_sgd(sgd_step_, w, grads, **options), torch_sgd(w, grads, **options)
+def check_sgd(w, grads, step=sgd_step_, **options):
+    ours, plain = run_sgd(step, w, grads, **options), torch_sgd(w, grads, **options)
     exact = exact_sgd(w, grads, **options)
     if not options["momentum"]:
         assert ours[1] is plain[1] is None
@@ -108,8 +109,8 @@ def check_sgd(w, grads, **options):
     assert_as_good(ours, plain, exact, [largest(w, *grads)] * len(ours))
 
 
-def check_adam(alpha, grads, **options):
-    *ours, count = run_adam(adam_step_, alpha, grads, **options)
+def check_adam(alpha, grads, step=adam_step_, **options):
+    *ours, count = run_adam(step, alpha, grads, **options)
     *plain, their_count = torch_adam(alpha, grads, **options)
     magnitude = largest(alpha, *grads)
     magnitudes = [magnitude, magnitude, magnitude**2]
@@ -214,12 +215,18 @@ def test_without_momentum_a_buffer_is_left_alone():
     assert buffer.isnan().all()
 
 
-def sgd_elsewhere(*tensors, learning_rate, momentum, weight_decay, clip):
-    return as_on_cuda("sgd_step_", *tensors, learning_rate, momentum, weight_decay, clip)
+def sgd_arguments(*tensors, learning_rate, momentum, weight_decay, clip):
+    """What ``sgd_step_`` hands to torch.ops."""
+    given, rate = number_or_tensor("", "", learning_rate)
+    return *tensors, given, momentum, weight_decay, clip, rate
+
+
+def sgd_elsewhere(*tensors, **options):
+    return as_elsewhere("sgd_step_", *sgd_arguments(*tensors, **options))
 
 
 def adam_elsewhere(*tensors, learning_rate, betas, eps, weight_decay):
-    as_on_cuda("adam_step_", *tensors, learning_rate, *betas, eps, weight_decay)
+    as_elsewhere("adam_step_", *tensors, learning_rate, *betas, eps, weight_decay)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -236,6 +243,21 @@ def test_devices_without_a_kernel_do_the_same(size, dtype):
         torch.testing.assert_close(
             run_adam(adam_elsewhere, w, grads, **options), torch_adam(w, grads, **options)
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("step", [sgd_step_, sgd_elsewhere])
+def test_a_learning_rate_may_lie_on_the_device(step, dtype):
+    """A tensor is the number that it holds, read at every step; more digits than float32 has, too."""
+    w, grads = make(129, dtype)
+    rates, rate = [0.1, 0.3, 0.0, 1e-3], torch.zeros((), dtype=torch.float64)
+    ours, theirs = ([w.clone(), torch.zeros_like(w)] for _ in range(2))
+    options = SGD | {"learning_rate": rate}
+    for grad, value in zip(grads, rates, strict=True):
+        rate.fill_(value)
+        step(ours[0], grad, ours[1], **options)
+        step(theirs[0], grad, theirs[1], **(SGD | {"learning_rate": value}))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -279,6 +301,8 @@ def test_opcheck(size):
     w, (grad, buffer, square, _) = make(size)
     torch.library.opcheck(OPS.sgd_step_.default, (w, grad, buffer, 0.1, 0.9, 0.1, 0.5))
     torch.library.opcheck(OPS.sgd_step_.default, (w, grad, None, 0.1, 0.0, 0.1, 0.5))
+    rate = torch.tensor(0.1).double()
+    torch.library.opcheck(OPS.sgd_step_.default, (w, grad, buffer, 0.0, 0.9, 0.1, 0.5, rate))
     arguments = (w, grad, buffer, square.abs(), torch.tensor(3.0), 0.1, 0.9, 0.999, 1e-8, 0.1)
     torch.library.opcheck(OPS.adam_step_.default, arguments)
 
@@ -296,6 +320,12 @@ SGD_MISTAKES = {
     "buffer must be a tensor, got int": {"buffer": 0},
     "momentum 0.9 needs a buffer, got None": {"buffer": None},
     "learning_rate must be a finite number >= 0, got -1": {"learning_rate": -1},
+    "learning_rate must be () of float64 on cpu; got () of float32 on cpu": {
+        "learning_rate": torch.tensor(0.1)
+    },
+    "learning_rate must be () of float64 on cpu; got (1,) of float64 on cpu": {
+        "learning_rate": torch.tensor([0.1]).double()
+    },
     "momentum must be a finite number >= 0, got nan": {"momentum": float("nan")},
     "weight_decay must be a finite number >= 0, got None": {"weight_decay": None},
     "clip must be a finite number > 0, got 0.0": {"clip": 0.0},

@@ -102,8 +102,16 @@ def test_what_is_not_wanted_changes_nothing_else(call, weights, inputs):
         ("mixing", lambda t: t[1:], "mixing must be contiguous, of shape"),
         ("weights", lambda t: t[1:], "weights must be contiguous, of shape"),
         ("statistics", lambda t: t[1:], "statistics must be contiguous, of shape"),
-        ("statistics", lambda t: t.to(torch.bfloat16), "inputs must be bfloat16 on cpu as the statistics are"),
-        ("inputs", lambda ts: [t.half() for t in ts], "inputs must be float32 or float64 on the CPU, got float16"),
+        (
+            "statistics",
+            lambda t: t.to(torch.bfloat16),
+            "inputs must be bfloat16 on cpu as the statistics are",
+        ),
+        (
+            "inputs",
+            lambda ts: [t.half() for t in ts],
+            "inputs must be float32 or float64 on the CPU, got float16",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(call, name, change, sentence):

@@ -17,8 +17,6 @@ def on_device(monkeypatch):
         monkeypatch.setattr(module, "OPS", on_host())
 
 
-
-
 @pytest.mark.parametrize("shape", [*(SHAPES[i] for i in (0, 1, 5)), ("darts", 16, 3, 2, (16, 13))], ids=named)
 def test_float32_is_as_accurate_as_plain_pytorch(shape):
     draws = []
@@ -77,5 +75,3 @@ def test_bfloat16_images_with_float32_numbers(shape):
         assert ours.dtype == torch.float32
         assert F.cosine_similarity(ours.double(), exactly, dim=0) > 0.9
     assert (net.running.flat - exact.running.flat).norm() < 0.02 * exact.running.flat.norm()
-
-
