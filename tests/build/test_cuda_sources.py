@@ -16,6 +16,12 @@ REGISTERS = {
     "mixed_sum::forward_kernel": 80,
     "mixed_sum::backward_kernel": 128,  # two blocks of 256 threads per SM
     "mixed_sum::weights_grad_kernel": 40,
+    "normalised_mixed_sum::forward_kernel": 80,
+    "normalised_mixed_sum::products_kernel": 128,
+    "normalised_mixed_sum::finish_kernel": 40,
+    "shared_pooling::forward_kernel": 128,
+    "shared_pooling::backward_kernel": 128,
+    "shared_pooling::norms_kernel": 48,
 }
 
 

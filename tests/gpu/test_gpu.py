@@ -14,6 +14,7 @@ from fastnas.spaces import make_space
 from fastnas.supernet import BACKENDS, Graphs, SupernetProblem, build_supernet, cuda_graphs, gradients
 from fastnas.supernet.graphs import WARM_UP, CudaDevice
 from tests.ops.test_mixed_sum import check_accuracy, make
+from tests.ops.test_shared_pooling_device import assert_pooled_sum, pooled_sum, pooled_sum_arguments
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() and build_info().cuda), reason="no GPU, or a build without CUDA"
@@ -90,6 +91,16 @@ def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
                 torch.cuda.set_sync_debug_mode("default")
             results.append([value.cpu() for value in (norm, w, buffer, square, step, ahead)])
         torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [5, 16, 64])
+def test_pooling_and_normalised_sum(channels, dtype):
+    arguments = pooled_sum_arguments(channels)
+    x, weights, grad = (t.cuda() for t in arguments)
+    first, second = (pooled_sum(x.to(dtype), weights, grad.to(dtype)) for _ in range(2))
+    assert_pooled_sum(first, arguments)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def supernet_and_batches(space, backend, device, dtype=torch.float32):
