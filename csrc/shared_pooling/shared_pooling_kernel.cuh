@@ -3,8 +3,8 @@
 // Roofline for n numbers of s bytes at stride 1 and E edges; the floor is on an H100 at the 3.0 TB/s that a
 // device-to-device copy was measured at, for both poolings with statistics, E = 4 edges with both and a
 // skip-connection, n = 64 x 32 x 32 x 16, float32:
-//   forward   reads x, writes average and maximum                            12.6 MB    25 Mflop    4.2 us
-//   backward  reads x, both pooled and E gradients, reads and writes x_grad  37.7 MB   110 Mflop   12.6 us
+//   forward   reads x, writes average and maximum                            12.6 MB    22 Mflop    4.2 us
+//   backward  reads x, both pooled and E gradients, reads and writes x_grad  37.7 MB    90 Mflop   12.6 us
 // Forward: a thread slides down a column of up to four outputs and keeps the sums and maxima of the last
 // three rows, so that it loads three pixels an output; the others come from the caches. Backward: a block
 // takes a tile of x, leaves in shared memory what each output around it gives (the average's share, the

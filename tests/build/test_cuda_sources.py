@@ -23,6 +23,12 @@ REGISTERS = {
     "optimiser::sgd_kernel": 40,
     "optimiser::adam_begin_kernel": 40,
     "optimiser::adam_kernel": 40,
+    "normalised_mixed_sum::forward_kernel": 80,
+    "normalised_mixed_sum::products_kernel": 128,
+    "normalised_mixed_sum::finish_kernel": 40,
+    "shared_pooling::forward_kernel": 128,
+    "shared_pooling::backward_kernel": 128,
+    "shared_pooling::norms_kernel": 48,
 }
 
 

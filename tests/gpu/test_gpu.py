@@ -24,6 +24,7 @@ from fastnas.spaces import make_space
 from fastnas.supernet import BACKENDS, Graphs, SupernetProblem, build_supernet, cuda_graphs, gradients
 from fastnas.supernet.graphs import WARM_UP, CudaDevice
 from tests.ops.test_mixed_sum import check_accuracy, make
+from tests.ops.test_shared_pooling_device import assert_pooled_sum, pooled_sum, pooled_sum_arguments
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() and build_info().cuda), reason="no GPU, or a build without CUDA"
@@ -167,6 +168,16 @@ def test_a_captured_sgd_step_follows_the_learning_rate_and_repeats_to_the_bit():
             part.copy_(before)
         expected = sgd_step_(w, grad, buffer, value, momentum=0.9, weight_decay=3e-4, clip=0.5)
         assert all(torch.equal(a, b) for a, b in zip(replayed, (w, buffer, expected), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [5, 16, 64])
+def test_pooling_and_normalised_sum(channels, dtype):
+    arguments = pooled_sum_arguments(channels)
+    x, weights, grad = (t.cuda() for t in arguments)
+    first, second = (pooled_sum(x.to(dtype), weights, grad.to(dtype)) for _ in range(2))
+    assert_pooled_sum(first, arguments)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
 def supernet_and_batches(space, backend, device, dtype=torch.float32):

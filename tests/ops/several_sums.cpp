@@ -1,5 +1,5 @@
-// Calls of the normalised mixed sum's launchers with several sums, which its binding never makes, from numbers:
-// of each sum {branches, out, out_pixel, add}, then of each of its branches {x, pixel, norm, weight,
+// Calls of the normalised mixed sum's launchers with several sums, which its binding never makes, from
+// numbers: of each sum {branches, out, out_pixel, add}, then of each of its branches {x, pixel, norm, weight,
 // coefficients, weight_grad}, pointers as numbers.
 #include "normalised_mixed_sum/normalised_mixed_sum.h"
 

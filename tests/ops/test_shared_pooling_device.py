@@ -1,10 +1,12 @@
 """Shared pooling's CUDA kernels and binding, run on the CPU through tests/cuda_on_host."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops import normalised_mixed_sum, shared_pooling
 from fastnas.ops.shared_pooling import _shared_pooling_ref
 from tests.cuda_on_host.library import on_host
 from tests.ops.images import Random, assert_statistics_are_exact, in_slice, last
@@ -13,7 +15,7 @@ from tests.ops.test_shared_pooling import Edges
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.bfloat16]
 NONE = -1
-# (B, C, H, W): packs of 4 and 8 channels and none, one pixel, tiles and strips that do and do not divide the image
+# (B, C, H, W): packs of 4 and 8 channels and none, one pixel, tiles that do and do not divide the image
 SHAPES = [
     (1, 1, 1, 1),
     (2, 4, 1, 1),
@@ -25,7 +27,6 @@ SHAPES = [
     (1, 40, 17, 35),
     (1, 8, 3, 70),
     (1, 520, 2, 2),
-    (100, 8, 5, 4),
 ]
 
 
@@ -49,12 +50,7 @@ def assert_rounded(ours, exact, scale):
     assert ((ours.double() - exact).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("stride", [1, 2, 3, 50])
-@pytest.mark.parametrize("sliced", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_forward(poisoned, shape, sliced, stride, dtype):
-    x = make(shape, dtype, sliced)
+def check_forward(x, stride):
     (average, maximum), statistics = forward(on_host(), x, stride)
     (exact, most), _ = _shared_pooling_ref(x.double(), stride)
     spread = _shared_pooling_ref(x.double().abs(), stride)[0][0]
@@ -65,10 +61,25 @@ def test_forward(poisoned, shape, sliced, stride, dtype):
     assert statistics[2].isnan().all()
 
 
-@pytest.mark.parametrize("mean", [1e4, -1e4, 3e6])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", [1, 2, 3, 50])
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(poisoned, shape, sliced, stride, dtype):
+    check_forward(make(shape, dtype, sliced), stride)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "stride"), [((270, 8, 5, 3), 1), ((265, 3, 7, 2), 1), ((265, 4, 9, 1), 2)])
+def test_strips(poisoned, shape, stride, dtype):
+    """So many images that a thread takes several outputs, of which an image's last strip has fewer."""
+    check_forward(make(shape, dtype), stride)
+
+
+@pytest.mark.parametrize("mean", [-1e4, 3e6])
 @pytest.mark.parametrize("channels", [3, 8])
 def test_statistics_far_from_zero(mean, channels):
-    x = last(make((9, channels, 16, 16), torch.float32) + mean)
+    x = last(make((270, channels, 5, 5), torch.float32) + mean)
     pooled, statistics = forward(on_host(), x, 1)
     assert_statistics_are_exact(statistics[:2], pooled)
 
@@ -300,3 +311,47 @@ def test_refuses_what_kernels_do_not_know():
         ValueError, match=r"statistics must be contiguous, .* float32 on cpu; got .* bfloat16"
     ):
         on_host().shared_pooling(x.bfloat16(), 1, True, False, [], [], torch.ones(1, 2, 4).bfloat16())
+
+
+# ---------------------------------------------------------------------------- the functions
+
+
+def pooled_sum(x, weights, grad):
+    """Both functions that these ops are for, in a row: their results and gradients."""
+    x, weights = x.detach().requires_grad_(), weights.detach().requires_grad_()
+    pooled, statistics = shared_pooling(x, 2)
+    out, _ = normalised_mixed_sum(weights, pooled, statistics=statistics, training=True)
+    grads = torch.autograd.grad(out, (x, weights), grad)
+    return [*(t.detach() for t in (*pooled, statistics, out)), *grads]
+
+
+def pooled_sum_arguments(channels):
+    """On the CPU, in float32 that bfloat16 has too."""
+    random = Random(3)
+    x, grad = (last(random.images(8, channels, *size).bfloat16().float()) for size in ((9, 8), (5, 4)))
+    return x, random(2), grad
+
+
+def assert_pooled_sum(ours, arguments):
+    """As on the CPU; in bfloat16 but for the rounding of what is stored, each a few times on its way."""
+    exact = pooled_sum(*(t.double() for t in arguments))
+    for mine, truth in zip(ours, exact, strict=True):
+        eps = torch.finfo(ours[0].dtype).eps
+        assert (mine.cpu().double() - truth).norm() <= 2 * eps * truth.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [5, 16])
+def test_functions(monkeypatch, channels, dtype):
+    """What CUDA tensors would get from the functions, dtypes of all numbers included."""
+    arguments = pooled_sum_arguments(channels)
+    x, weights, grad = arguments
+    for name in ("shared_pooling", "normalised_mixed_sum"):
+        module = sys.modules[f"fastnas.ops.{name}"]
+        monkeypatch.setattr(module, "OPS", on_host())
+        monkeypatch.setattr(module, "check_images", lambda op, name, x: x)
+    ours = pooled_sum(x.to(dtype), weights, grad.to(dtype))
+    monkeypatch.undo()
+    numbers = torch.float32
+    assert [t.dtype for t in ours] == [dtype, dtype, numbers, dtype, dtype, numbers]
+    assert_pooled_sum(ours, arguments)
