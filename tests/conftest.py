@@ -12,6 +12,10 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+# No search of the tests checks the operators first, or leaves files in the user's cache: tests/doctor asks for it.
+os.environ["FASTNAS_FIRST_USE_CHECK"] = "0"
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """The tensors of the tests are tiny: a second thread would only be waited for."""
