@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,8 +165,11 @@ def vanilla_function(contest: Contest, model: ModelWithAlphas) -> Callable[[], o
     return lambda: step(train, val)
 
 
-def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
-    """One forward + backward, or one whole search step, of fastnas, with the same constants."""
+def fastnas_function(contest: Contest, net: Supernet, **step_options: Any) -> Callable[[], object]:
+    """One forward + backward, or one whole search step, of fastnas, with the same constants.
+
+    ``step_options`` go to ``SearchStep`` beside them.
+    """
     s = SearchSettings(neumann_terms=contest.neumann_terms)
     val, *train = batches(contest, 1 + contest.weight_steps, net.weights.flat.dtype)
     if contest.method == FORWARD_BACKWARD:
@@ -187,6 +191,7 @@ def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
         grad_clip=s.w_clip,
         arch_learning_rate=s.a_lr,
         arch_weight_decay=s.a_decay,
+        **step_options,
     )
     return lambda: step(train, val, s.w_lr)
 
@@ -215,6 +220,7 @@ class Agreement:
 
 VERIFIED_IMAGES = 8  # plain PyTorch keeps 250 MB per image in float64 (DARTS supernet, C = 16, 8 cells)
 DRAWS = 5
+QUANTITIES = ("logits", "weight gradients", "alpha gradients")  # of a pass
 
 
 def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[Agreement]:
@@ -228,7 +234,6 @@ def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[
     images, labels = (part[:VERIFIED_IMAGES] for part in batches(contest, 1)[0])
     model = copy.deepcopy(model)  # its running statistics will move
     exact = plain_results(copy.deepcopy(model).double(), images.double(), labels)
-    names = ("logits", "weight gradients", "alpha gradients")
     errors: dict[str, list[tuple[float, ...]]] = {"vanilla": [], "fastnas": []}
     generator = torch.Generator().manual_seed(contest.seed)
     for _ in range(DRAWS):
@@ -242,7 +247,8 @@ def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[
             errors[side].append(tuple(relative_error(r, e) for r, e in zip(results, exact, strict=True)))
     by_quantity = {side: list(zip(*rows, strict=True)) for side, rows in errors.items()}
     return [
-        Agreement(name, by_quantity["vanilla"][i], by_quantity["fastnas"][i]) for i, name in enumerate(names)
+        Agreement(name, by_quantity["vanilla"][i], by_quantity["fastnas"][i])
+        for i, name in enumerate(QUANTITIES)
     ]
 
 

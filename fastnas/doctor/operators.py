@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas import ops
-from fastnas.doctor.checks import Case, Measured, Operator, Results, by_cases, poisoned
+from fastnas.doctor.checks import Case, Measured, MissingKernelError, Operator, Results, by_cases, poisoned
 from fastnas.ops.finite_difference import _difference_ref, _perturb_ref
 from fastnas.ops.mixed_sum import _mixed_sum_ref
 from fastnas.ops.normalised_mixed_sum import _normalised_mixed_sum_ref
@@ -269,7 +269,7 @@ def _cell(device: torch.device, dtype: torch.dtype, small: bool) -> list[Measure
         images, labels = random(count, 3, *sides).float(), torch.arange(count) % 10
         fused, plain = make("fused", dtype), make("reference", dtype)
         if not fused._fused:
-            raise RuntimeError(f"on {device.type} cells run as in the reference")
+            raise MissingKernelError(f"on {device.type} cells run as in the reference")
         exact = _pass(make("reference", torch.float64), images, labels)
         if dtype == torch.float64:  # two computations, neither more exact, are some hundred ulp apart
             with poisoned():

@@ -6,15 +6,12 @@ import torch.nn.functional as F
 
 import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
-from fastnas.build_info import build_info
 from fastnas.ops import adam_step_, difference_, mixed_sum, perturb_, sgd_step_, vector_norm
 from fastnas.spaces import make_space
 from fastnas.supernet import BACKENDS, SupernetProblem, build_supernet, gradients
 from tests.ops.test_mixed_sum import check_accuracy, make
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and build_info().cuda), reason="no GPU, or a build without CUDA"
-)
+pytestmark = pytest.mark.gpu
 
 DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
 
