@@ -164,8 +164,11 @@ def vanilla_function(contest: Contest, model: ModelWithAlphas) -> Callable[[], o
     return lambda: step(train, val)
 
 
-def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
-    """One forward + backward, or one whole search step, of fastnas, with the same constants."""
+def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) -> Callable[[], object]:
+    """One forward + backward, or one whole search step, of fastnas, with the same constants.
+
+    ``graphs``: a step replays CUDA graphs where the network is on a GPU.
+    """
     s = SearchSettings(neumann_terms=contest.neumann_terms)
     val, *train = batches(contest, 1 + contest.weight_steps, net.weights.flat.dtype)
     if contest.method == FORWARD_BACKWARD:
@@ -180,7 +183,7 @@ def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
         neumann_terms=s.neumann_terms,
         radius=s.radius,
     )
-    graphs = cuda_graphs(net.weights.flat.device)
+    made = cuda_graphs(net.weights.flat.device) if graphs else None
     step = SearchStep(
         net,
         ESTIMATORS[contest.method],
@@ -188,12 +191,12 @@ def fastnas_function(contest: Contest, net: Supernet) -> Callable[[], object]:
         grad_clip=s.w_clip,
         arch_learning_rate=s.a_lr,
         arch_weight_decay=s.a_decay,
-        graphs=graphs,
+        graphs=made,
     )
 
     def call() -> object:
         # On a GPU the first call, whose memory is measured, is also the warm-up and the capture.
-        while graphs is not None and graphs.failure is None and not len(graphs):
+        while made is not None and made.failure is None and not len(made):
             step(train, val, s.w_lr)
         return step(train, val, s.w_lr)
 
@@ -224,6 +227,7 @@ class Agreement:
 
 VERIFIED_IMAGES = 8  # plain PyTorch keeps 250 MB per image in float64 (DARTS supernet, C = 16, 8 cells)
 DRAWS = 5
+QUANTITIES = ("logits", "weight gradients", "alpha gradients")  # of a pass
 
 
 def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[Agreement]:
@@ -237,7 +241,6 @@ def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[
     images, labels = (part[:VERIFIED_IMAGES] for part in batches(contest, 1)[0])
     model = copy.deepcopy(model)  # its running statistics will move
     exact = plain_results(copy.deepcopy(model).double(), images.double(), labels)
-    names = ("logits", "weight gradients", "alpha gradients")
     errors: dict[str, list[tuple[float, ...]]] = {"vanilla": [], "fastnas": []}
     generator = torch.Generator().manual_seed(contest.seed)
     for _ in range(DRAWS):
@@ -251,7 +254,8 @@ def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[
             errors[side].append(tuple(relative_error(r, e) for r, e in zip(results, exact, strict=True)))
     by_quantity = {side: list(zip(*rows, strict=True)) for side, rows in errors.items()}
     return [
-        Agreement(name, by_quantity["vanilla"][i], by_quantity["fastnas"][i]) for i, name in enumerate(names)
+        Agreement(name, by_quantity["vanilla"][i], by_quantity["fastnas"][i])
+        for i, name in enumerate(QUANTITIES)
     ]
 
 

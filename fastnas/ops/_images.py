@@ -6,7 +6,7 @@ The statistics of K branches are (K, 2, C): mean and biased variance of each cha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 
 import torch
@@ -157,6 +157,13 @@ def plain_statistics(x: Tensor) -> Tensor:
     """``batch_statistics`` as plain PyTorch computes them, differentiable."""
     variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     return torch.stack([mean, variance])
+
+
+def as_kernels_give(
+    outputs: Sequence[Tensor], statistics: Tensor, images: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """What plain PyTorch computed, in the dtypes that kernels write beside ``images``."""
+    return [out.to(images.dtype) for out in outputs], statistics.to(numbers_dtype(images))
 
 
 def dtype_text(tensor: Tensor) -> str:

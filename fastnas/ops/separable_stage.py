@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.errors import FastnasError
+from fastnas.ops._distrust import DISTRUSTED
 from fastnas.ops._images import (
+    as_kernels_give,
     batch_statistics,
     channels_last,
     check_eps,
@@ -143,6 +145,13 @@ def separable_stage(
         check_numbers(_OP, "statistics", statistics, (len(sources), 2, channels), "x", sources[0])
     elif normalise:
         statistics = torch.stack([batch_statistics(source) for source in sources])
+
+    if _OP in DISTRUSTED:
+        raws, own = _separable_stage_ref(
+            x, depthwise, pointwise, stride=strides, dilation=dilations, normalise=normalise,
+            statistics=statistics, training=training, eps=eps,
+        )  # fmt: skip
+        return as_kernels_give(raws, own, sources[0])
 
     table: list[int] = []
     weights: list[Tensor] = []

@@ -12,7 +12,9 @@ from torch.autograd.function import once_differentiable
 
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.errors import FastnasError
+from fastnas.ops._distrust import DISTRUSTED
 from fastnas.ops._images import (
+    as_kernels_give,
     channels_last,
     check_images,
     empty_images,
@@ -62,6 +64,8 @@ def shared_pooling(x: Tensor, stride: int = 1) -> tuple[list[Tensor], Tensor]:
     check_images(_OP, "x", x)
     if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
         raise FastnasError(f"{_OP}: stride must be a whole number >= 1, got {stride!r}")
+    if _OP in DISTRUSTED:
+        return as_kernels_give(*_shared_pooling_ref(x, stride), x)
     average, maximum, statistics = _SharedPooling.apply(stride, channels_last(x))
     return [average, maximum], statistics
 

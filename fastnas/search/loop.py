@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from fastnas._devices import named_device
 from fastnas.bilevel import InnerSettings, method
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
+from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
@@ -63,7 +65,9 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
-        search = Search(config, _device(config), interrupt)
+        device = _device(config)
+        check_first_use(device)
+        search = Search(config, device, interrupt)
         interrupt.defer()
         done: int = 0
         rows: list[dict[str, Any]] = []
@@ -274,24 +278,14 @@ def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
 
 
 def _device(config: SearchConfig) -> torch.device:
-    name = config.run.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise FastnasError(f"unknown --device {name!r}; known are auto, cpu, cuda and cuda:N") from None
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise FastnasError(f"--device {name}: only cpu and cuda are supported")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")
+    device = named_device(config.run.device)
     if config.run.graphs == "on" and device.type != "cuda":
         raise FastnasError(
-            f"--graphs on needs a GPU, but this search runs on {name}; leave it out, or take --graphs off"
+            f"--graphs on needs a GPU, but this search runs on {device}; leave it out, or take --graphs off"
         )
     if device.type == "cuda" and config.network.backend == "fused" and not build_info().cuda:
         raise FastnasError(
-            f"--device {name}: the extension was built without CUDA; reinstall it by FASTNAS_CUDA=1 pip install ., "
+            f"--device {device}: the extension was built without CUDA; reinstall it by FASTNAS_CUDA=1 pip install ., "
             "or take --backend reference or --device cpu"
         )
     return device

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnas.errors import FastnasError
+from fastnas.ops._distrust import DISTRUSTED, OPS_OF_A_CELL
 from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
@@ -21,8 +22,9 @@ from fastnas.supernet.reference import MixedCell, Supernet
 class FusedSupernet(Supernet):
     """:class:`Supernet` whose cells run as :func:`fused_cell`; differentiable once.
 
-    Cells with primitives that the native ops do not know, and those of discrete networks, run as in the reference,
-    their nodes by ``fastnas.ops.mixed_sum``.
+    Cells with primitives that the native ops do not know, those of discrete networks, and all where one of the ops
+    they need is distrusted (``fastnas.doctor.first_use``), run as in the reference, their nodes by
+    ``fastnas.ops.mixed_sum``.
 
     Args:
         recompute: keep no cell's activations for the backward pass, compute them again there: a second forward
@@ -38,6 +40,8 @@ class FusedSupernet(Supernet):
     def _fuse(self) -> None:
         if self.weights.flat.device.type != "cpu":
             return  # the native ops run on the CPU so far
+        if DISTRUSTED & OPS_OF_A_CELL:
+            return
         for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
             if isinstance(spec, Cell) and is_fused(spec):
                 assert isinstance(stage, MixedCell)

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
-from fastnas.build_info import build_info
 from fastnas.data import Augment, Batches, Dataset
 from fastnas.ops import (
     adam_step_,
@@ -26,9 +25,7 @@ from fastnas.supernet.graphs import WARM_UP, CudaDevice
 from tests.ops.test_mixed_sum import check_accuracy, make
 from tests.ops.test_shared_pooling_device import assert_pooled_sum, pooled_sum, pooled_sum_arguments
 
-pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() and build_info().cuda), reason="no GPU, or a build without CUDA"
-)
+pytestmark = pytest.mark.gpu
 
 DTYPES = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)]
 

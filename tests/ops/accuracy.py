@@ -6,13 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ULPS = 4
+from fastnas._accuracy import ULPS, largest, tolerance, tolerance_float64, wide
 
-
-def wide(tensor: Tensor) -> np.ndarray:
-    """The tensor in numpy, in a type that tells its dtype's errors: longdouble for float64, else float64."""
-    exact = tensor.detach().double().cpu().numpy()
-    return exact.astype(np.longdouble) if tensor.dtype == torch.float64 else exact
+__all__ = ["ULPS", "Exact", "Known", "assert_agrees", "assert_as_accurate", "wide"]
 
 
 class Exact:
@@ -45,11 +41,10 @@ def assert_as_accurate(ours: Tensor, plain: Tensor, exact: Exact | Known) -> Non
     assert ours.shape == plain.shape == value.shape
     if value.size == 0:
         return
-    accumulator = torch.promote_types(ours.dtype, torch.float32)
-    rounding = torch.finfo(ours.dtype).eps * np.abs(value).max()
-    rounding += torch.finfo(accumulator).eps * exact.spread.max()
-    allowed = 2 * np.abs(wide(plain) - value).max() + ULPS * rounding
-    assert np.abs(wide(ours) - value).max() <= allowed
+    plain_error = largest(wide(plain) - value)
+    assert largest(wide(ours) - value) <= tolerance(
+        ours.dtype, plain_error, largest(value), largest(exact.spread)
+    )
 
 
 def assert_agrees(ours: Tensor, plain: Tensor, exact: Tensor, spread: Tensor) -> None:
@@ -62,6 +57,5 @@ def assert_agrees(ours: Tensor, plain: Tensor, exact: Tensor, spread: Tensor) ->
         return assert_as_accurate(ours, plain, known)
     assert ours.dtype == exact.dtype
     assert ours.shape == exact.shape
-    if known.value.size > 0:
-        allowed = 256 * torch.finfo(ours.dtype).eps * (np.abs(known.value).max() + known.spread.max())
-        assert np.abs(wide(ours) - known.value).max() <= allowed
+    allowed = tolerance_float64(largest(known.value), largest(known.spread))
+    assert largest(wide(ours) - known.value) <= allowed
