@@ -18,7 +18,7 @@ from fastnas.errors import FastnasError
 from fastnas.spaces import family
 from fastnas.supernet import BACKENDS
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
 
 
@@ -35,7 +35,8 @@ class NetworkConfig:
     backend: str = "fused"
     """Executor: fused (this library's ops) or reference (plain PyTorch)."""
     dtype: str = "float32"
-    """Of weights and alpha: float32 or float64."""
+    """Of weights, alpha and activations: float32 or float64; or bf16: float32, but for the activations of weight steps,
+    which are bfloat16 (on a GPU). Hypergradients are computed in float32 then, too."""
     recompute: bool = False
     """Compute each cell's activations again in the backward pass instead of keeping them: two fifths of the memory for
     a fifth more time, and the same numbers."""

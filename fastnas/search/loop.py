@@ -132,7 +132,7 @@ class Search:
                 f"{images.batch_size} that the weight split of {len(weight_split)} images gives in an epoch"
             )
         torch.manual_seed(seed)
-        self.dtype = getattr(torch, config.network.dtype)
+        self.dtype = torch.float32 if config.network.dtype == "bf16" else getattr(torch, config.network.dtype)
         network = config.network
         space = make_space(
             network.space,
@@ -267,6 +267,7 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
         arch_learning_rate=optimiser.arch_learning_rate,
         arch_weight_decay=optimiser.arch_weight_decay,
         graphs=graphs,
+        precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
     )
 
 
@@ -279,6 +280,10 @@ def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
 
 def _device(config: SearchConfig) -> torch.device:
     device = named_device(config.run.device)
+    if config.network.dtype == "bf16" and device.type != "cuda":
+        raise FastnasError(
+            f"--dtype bf16 needs a GPU, but this search runs on {device}; take --dtype float32"
+        )
     if config.run.graphs == "on" and device.type != "cuda":
         raise FastnasError(
             f"--graphs on needs a GPU, but this search runs on {device}; leave it out, or take --graphs off"

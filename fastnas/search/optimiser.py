@@ -18,12 +18,8 @@ class Sgd:
 
     Attributes:
         momentum_buffer: (P,), zeros at first; None without momentum.
-        rate: the learning rate that ``set_rate`` was given, on the device, () float64.
+        rate: the learning rate that ``set_rate`` was given, () float64 on the device, where a CUDA graph reads it anew.
     """
-
-    # Whether sgd_step_ takes the learning rate as a number on the device, () float64. Then a weight step with its
-    # optimiser is one CUDA graph for all learning rates; until then the graph ends with the gradient.
-    rate_on_device = False
 
     def __init__(self, w: Tensor, *, momentum: float, weight_decay: float, clip: float) -> None:
         self.w, self.momentum, self.weight_decay, self.clip = w, momentum, weight_decay, clip
@@ -48,7 +44,7 @@ class Sgd:
             self.w,
             grad,
             self.momentum_buffer,
-            self.rate if self.rate_on_device else self._rate,  # type: ignore[arg-type]
+            self.rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             clip=self.clip,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, Method
 from fastnas.search.optimiser import Adam, Sgd
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradient_parts, joined
+from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients
 from fastnas.supernet.graphs import WARM_UP
 
 
@@ -46,6 +46,8 @@ class SearchStep:
         arch_learning_rate, arch_weight_decay: of Adam.
         graphs: of the device where ``net`` is: after some steps every oracle and the weight step are captured and
             replayed. None: no graphs.
+        precision: of activations in weight steps: torch.bfloat16, or None: that of the weights. Hypergradients are
+            computed in the weights' precision always: a difference moves each weight by less than bfloat16 can tell.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class SearchStep:
         arch_learning_rate: float = 3e-4,
         arch_weight_decay: float = 1e-3,
         graphs: Graphs | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
+        self.precision = precision
         self.net, self.method, self.settings, self.graphs = net, method, settings, graphs
         self._warming_up = WARM_UP
         if graphs is not None:
@@ -100,26 +104,24 @@ class SearchStep:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
         self.weight_optimiser.set_rate(learning_rate)
         if self.graphs is None:
-            loss, correct, *parts = eagerly(self._weight_pass, batch)
+            loss, correct = eagerly(self._weight_pass, batch)
         else:
-            loss, correct, *parts = self.graphs.run(
+            loss, correct = self.graphs.run(
                 "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
             )
-        if not self.weight_optimiser.rate_on_device:
-            self.weight_optimiser.move(*joined(parts, self.net.weights))
         return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
     def _weight_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """What of a weight step is one CUDA graph: loss, hits, and the gradient's parts if no step has been made."""
+        """A weight step at the rate that was set, one CUDA graph; loss and hits."""
         self.net.train()
-        logits = self.net(images)
-        loss = F.cross_entropy(logits, labels)
-        parts = gradient_parts(loss, self.net.weights)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        if not self.weight_optimiser.rate_on_device:
-            return loss.detach(), correct, *parts
-        self.weight_optimiser.move(*joined(parts, self.net.weights))
-        return loss.detach(), correct
+        # Without autocast's cache: a CUDA graph would read the copies of weights that it held when it was captured.
+        with torch.autocast(
+            images.device.type, self.precision, enabled=self.precision is not None, cache_enabled=False
+        ):
+            logits = self.net(images)
+        loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
+        self.weight_optimiser.move(*gradients(loss, self.net.weights))
+        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
         """One step of Adam along the hypergradient, whose norm is returned."""

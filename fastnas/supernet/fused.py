@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
 from fastnas.ops._distrust import DISTRUSTED, OPS_OF_A_CELL
 from fastnas.ops.mixed_sum import mixed_sum
@@ -23,29 +24,39 @@ class FusedSupernet(Supernet):
     """:class:`Supernet` whose cells run as :func:`fused_cell`; differentiable once.
 
     Cells with primitives that the native ops do not know, those of discrete networks, and all where one of the ops
-    they need is distrusted (``fastnas.doctor.first_use``), run as in the reference, their nodes by
-    ``fastnas.ops.mixed_sum``.
+    they need is distrusted (``fastnas.doctor.first_use``) or has no kernel for the device and dtype (float64 on CUDA),
+    run as in the reference, their nodes by ``fastnas.ops.mixed_sum``.
 
     Args:
         recompute: keep no cell's activations for the backward pass, compute them again there: a second forward
             pass for the memory of one cell in place of all.
+
+    Attributes:
+        takes_bfloat16: cells compute on bfloat16 images if they get them (``torch.autocast``), with float32 weights and
+            sums; else they bring them to the weights' dtype first. True on CUDA.
     """
 
     def __init__(self, space: Space, *, recompute: bool = False, **options: Any) -> None:
         super().__init__(space, **options)
         self.recompute = recompute
+        self.takes_bfloat16 = self.weights.flat.device.type == "cuda"
         self._fused: dict[int, FusedCell] = {}
         self._fuse()
 
     def _fuse(self) -> None:
-        if self.weights.flat.device.type != "cpu":
-            return  # the native ops run on the CPU so far
-        if DISTRUSTED & OPS_OF_A_CELL:
+        if not self._has_kernels() or DISTRUSTED & OPS_OF_A_CELL:
             return
         for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
             if isinstance(spec, Cell) and is_fused(spec):
                 assert isinstance(stage, MixedCell)
                 self._fused[i] = FusedCell(self, i, spec, stage)
+
+    def _has_kernels(self) -> bool:
+        """Whether the native ops are for the device and dtype of the weights."""
+        device, dtype = self.weights.flat.device.type, self.weights.flat.dtype
+        if device == "cuda":
+            return bool(build_info().cuda) and dtype == torch.float32
+        return device == "cpu" and dtype in (torch.float32, torch.float64)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedSupernet:
         # Fused cells point into the arenas: the copy's are made anew.
@@ -63,7 +74,10 @@ class FusedSupernet(Supernet):
         if index not in self._fused:
             return super().cell(index, inputs, mixing)
         assert mixing is not None
-        return self._fused[index](inputs, mixing)
+        # Within torch.autocast images may be bfloat16, which the GPU's kernels take as it is.
+        narrow = any(x.dtype == torch.bfloat16 for x in inputs) and self.takes_bfloat16
+        dtype = torch.bfloat16 if narrow else self.weights.flat.dtype
+        return self._fused[index]([x.to(dtype) for x in inputs], mixing.to(self.weights.flat.dtype))
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None:

@@ -54,7 +54,7 @@ def test_differences_name_what_would_change_the_trajectory():
         ({"method": "darts2"}, "unknown .*method 'darts2'.*first-order, darts, amended, idarts, t1-t2"),
         ({"dataset": "mnist"}, "unknown dataset 'mnist'; known are digits"),
         ({"backend": "cpp"}, "unknown backend 'cpp'"),
-        ({"dtype": "bf16"}, "unknown dtype 'bf16'"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"chanels": 4}, "unknown option 'chanels'; known are .*channels"),
         ({"epochs": "3"}, "option epochs must be int or None, got '3'"),
         ({"epochs": True}, "option epochs must be int or None, got True"),

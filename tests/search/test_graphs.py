@@ -76,18 +76,7 @@ def test_replayed_steps_are_the_eager_ones(space, method):
     assert graphs.device.replays == (len(RATES) - WARM_UP) * calls
 
 
-def sgd_with_a_tensor(w, grad, buffer, rate, *, momentum, weight_decay, clip):
-    """sgd_step_ with the learning rate as () float64 on the device."""
-    assert (rate.shape, rate.dtype) == ((), torch.float64)
-    norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
-    buffer.mul_(momentum).add_(grad * torch.clamp(clip / (norm + 1e-6), max=1.0) + weight_decay * w)
-    w.sub_(buffer * rate.to(w.dtype))
-    return norm
-
-
 def test_a_weight_step_with_its_optimiser_is_one_graph_for_all_learning_rates(monkeypatch):
-    monkeypatch.setattr(Sgd, "rate_on_device", True)
-    monkeypatch.setattr(optimiser, "sgd_step_", sgd_with_a_tensor)
     graphs = Graphs(HostDevice())
     eager, replayed = search_step(), search_step(graphs=graphs)
     assert equal(run(eager), run(replayed))

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fastnas
 from fastnas.bilevel import METHODS, InnerSettings
+from fastnas.errors import FastnasError
 from fastnas.search import SearchStep
 from fastnas.spaces import make_space
 from fastnas.supernet import SupernetProblem, build_supernet, gradients
@@ -92,3 +94,31 @@ def test_gamma_defaults_to_the_current_learning_rate():
     assert not torch.allclose(a, b)
     step.settings = InnerSettings(learning_rate=LR, gamma=0.05)
     assert torch.equal(step.hypergradient(*pair, 0.01), a)
+
+
+@pytest.mark.parametrize("backend", ["fused", "reference"])
+def test_bfloat16_is_for_the_activations_of_weight_steps_alone(backend):
+    """Weights, their gradients and the optimiser stay float32; the hypergradient is float32's to the bit."""
+    results = []
+    for precision in (None, torch.bfloat16):
+        torch.manual_seed(0)
+        net = build_supernet(make_space("nasbench201", channels=4, layers=1), backend=backend)
+        step = SearchStep(net, METHODS["t1-t2"], SETTINGS, precision=precision)
+        images, labels = batch(0)
+        pair = images.float(), labels
+        hypergradient = step.hypergradient(pair, pair, LR)
+        before = net.weights.flat.clone()
+        loss, _ = step.weight_step(pair, LR)
+        results.append((hypergradient, loss, net.weights.flat - before, net.running.flat.clone()))
+    (exact, full_loss, full_move, full_running), (same, loss, move, running) = results
+    assert torch.equal(exact, same)
+    assert 0 < (loss - full_loss).abs() < 0.02 * full_loss
+    assert 0.9 < F.cosine_similarity(full_move, move, dim=0) < 1
+    assert {tensor.dtype for tensor in (loss, move, running)} == {torch.float32}
+    assert (running - full_running).norm() < 0.02 * full_running.norm()
+
+
+def test_bfloat16_needs_a_gpu(tmp_path):
+    with pytest.raises(FastnasError, match="--dtype bf16 needs a GPU, but this search runs on cpu"):
+        fastnas.search(dtype="bf16", device="cpu", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

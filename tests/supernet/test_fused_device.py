@@ -66,6 +66,7 @@ def test_bfloat16_images_with_float32_numbers(shape):
     """Activations rounded to 8 bits; weights, statistics and their gradients stay float32."""
     exact = supernet(shape, "reference")
     net = supernet(shape, "fused", torch.float32)
+    net.takes_bfloat16 = True
     images, labels = batch(shape)
     truth = gradients(F.cross_entropy(exact(images), labels), exact.weights, exact.alphas)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
