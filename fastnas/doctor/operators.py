@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import import_module
 from statistics import median
 from typing import Any
 
@@ -240,6 +241,28 @@ def _adam_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Resul
     return {"alpha": alpha, "mean": mean, "square": square, "steps": step}
 
 
+def _late(module: str, name: str, reference: bool) -> Callable[..., Any]:
+    """An operator that not every version has, or its reference."""
+    if reference:
+        return getattr(import_module(f"fastnas.ops.{module}"), f"_{name}ref")
+    return getattr(ops, name)
+
+
+def _neumann_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Results:
+    v, series, ahead, behind = (vector.clone() for vector in vectors)
+    function = _late("neumann", "neumann_step_", reference)
+    norm = function(v, series, ahead, behind, _exact_norm(v), RADIUS, 0.025)
+    # Of the v that was written: rounding it to float32 moves its norm by far more than the norm's own error.
+    share = torch.ones_like(norm) if reference else norm / _exact_norm(v)
+    return {"v": v, "series": series, "norm over |v|": share}
+
+
+def _virtual_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Results:
+    w, grad, buffer = (vector.clone() for vector in vectors)
+    _late("virtual_step", "virtual_step_", reference)(w, grad, buffer, 0.025, 0.9, 3e-4)
+    return {"w": w}
+
+
 # ---------------------------------------------------------------------------- the fused cell
 
 # space, C, layers, (B, H, W); with 3 layers the DARTS space has a normal and two reduction cells
@@ -321,4 +344,9 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("difference_", _VECTORS, by_cases(_on_vectors(3, _difference))),
     Operator("sgd_step_", _VECTORS, by_cases(_on_vectors(4, _sgd_step))),
     Operator("adam_step_", _VECTORS, by_cases(_on_vectors(5, _adam_step))),
+    *(
+        Operator(name, _VECTORS, by_cases(_on_vectors(count, compute)))
+        for name, count, compute in (("neumann_step_", 4, _neumann_step), ("virtual_step_", 3, _virtual_step))
+        if name in ops.__all__
+    ),
 )
