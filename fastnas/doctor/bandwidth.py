@@ -181,12 +181,23 @@ def _contestants() -> list[_Contestant]:
         w, grad, buffer = vectors(device, 3)
         return lambda: ops.sgd_step_(w, grad, buffer, 0.025, 0.9, 3e-4, 5.0)
 
+    def neumann(device: torch.device) -> Callable[[], object]:
+        v, series, ahead, behind = vectors(device, 4)
+        length = torch.ones((), dtype=torch.float64, device=device)
+        return lambda: ops.neumann_step_(v, series, ahead, behind, length, 0.01, 0.025)
+
+    def virtual(device: torch.device) -> Callable[[], object]:
+        w, grad, buffer = vectors(device, 3)
+        return lambda: ops.virtual_step_(w, grad, buffer, 0.025, 0.9, 3e-4)
+
     # The vectors that each reads and writes; SGD reads the gradient once for its norm and once for the step.
     passes: Sequence[tuple[str, int, Callable[[torch.device], Callable[[], object]]]] = (
         ("vector_norm", 1, norm),
         ("perturb_", 3, perturb),
         ("difference_", 3, difference),
         ("sgd_step_", 6, sgd),
+        ("neumann_step_", 6, neumann),
+        ("virtual_step_", 4, virtual),
     )
     found += [_Contestant(name, torch.float32, count * WEIGHTS * 4, make) for name, count, make in passes]
     return found

@@ -16,10 +16,12 @@ from fastnas import ops
 from fastnas.doctor.checks import Case, Measured, MissingKernelError, Operator, Results, by_cases, poisoned
 from fastnas.ops.finite_difference import _difference_ref, _perturb_ref
 from fastnas.ops.mixed_sum import _mixed_sum_ref
+from fastnas.ops.neumann import _neumann_step_ref
 from fastnas.ops.normalised_mixed_sum import _normalised_mixed_sum_ref
 from fastnas.ops.optimiser import _adam_step_ref, _sgd_step_ref
 from fastnas.ops.separable_stage import _separable_stage_ref
 from fastnas.ops.shared_pooling import _shared_pooling_ref
+from fastnas.ops.virtual_step import _virtual_step_ref
 from fastnas.spaces import make_space
 from fastnas.supernet import Supernet, build_supernet, gradients
 
@@ -240,6 +242,21 @@ def _adam_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Resul
     return {"alpha": alpha, "mean": mean, "square": square, "steps": step}
 
 
+def _neumann_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Results:
+    v, series, ahead, behind = (vector.clone() for vector in vectors)
+    function = _neumann_step_ref if reference else ops.neumann_step_
+    norm = function(v, series, ahead, behind, _exact_norm(v), RADIUS, 0.025)
+    # Of the v that was written: rounding it to float32 moves its norm by far more than the norm's own error.
+    share = torch.ones_like(norm) if reference else norm / _exact_norm(v)
+    return {"v": v, "series": series, "norm over |v|": share}
+
+
+def _virtual_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Results:
+    w, grad, buffer = (vector.clone() for vector in vectors)
+    (_virtual_step_ref if reference else ops.virtual_step_)(w, grad, buffer, 0.025, 0.9, 3e-4)
+    return {"w": w}
+
+
 # ---------------------------------------------------------------------------- the fused cell
 
 # space, C, layers, (B, H, W); with 3 layers the DARTS space has a normal and two reduction cells
@@ -321,4 +338,6 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("difference_", _VECTORS, by_cases(_on_vectors(3, _difference))),
     Operator("sgd_step_", _VECTORS, by_cases(_on_vectors(4, _sgd_step))),
     Operator("adam_step_", _VECTORS, by_cases(_on_vectors(5, _adam_step))),
+    Operator("neumann_step_", _VECTORS, by_cases(_on_vectors(4, _neumann_step))),
+    Operator("virtual_step_", _VECTORS, by_cases(_on_vectors(3, _virtual_step))),
 )

@@ -96,8 +96,9 @@ def normalised_mixed_sum(
         check_numbers(_OP, "statistics", statistics, (len(branches), 2, first.shape[1]), "branches[0]", first)
         statistics = statistics.detach()
     if _OP in DISTRUSTED:
-        options = {"statistics": statistics, "training": training, "eps": eps}
-        out, statistics = _normalised_mixed_sum_ref(weights, branches, **options)
+        out, statistics = _normalised_mixed_sum_ref(
+            weights, branches, statistics=statistics, training=training, eps=eps
+        )
         (out,), statistics = as_kernels_give([out], statistics, first)
         return out, statistics
     out = _NormalisedMixedSum.apply(training, eps, statistics.contiguous(), weights.contiguous(), *branches)

@@ -60,6 +60,9 @@ SABOTAGES = {
     "sgd_step_, its buffer": (ops, "sgd_step_", _after_scaling(2), "sgd_step_"),
     "adam_step_": (ops, "adam_step_", _after_scaling(0), "adam_step_"),
     "adam_step_, its squares": (ops, "adam_step_", _after_scaling(3), "adam_step_"),
+    "neumann_step_": (ops, "neumann_step_", _returned, "neumann_step_"),
+    "neumann_step_, its series": (ops, "neumann_step_", _after_scaling(1), "neumann_step_"),
+    "virtual_step_": (ops, "virtual_step_", _after_scaling(0), "virtual_step_"),
 }
 
 

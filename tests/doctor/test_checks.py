@@ -1,10 +1,20 @@
 """The checks pass where the operators are right, and name those that are not."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from fastnas import ops
-from fastnas.doctor.checks import Case, DeviceLostError, Measured, Operator, by_cases, check
+from fastnas.doctor.checks import (
+    Case,
+    DeviceLostError,
+    Measured,
+    MissingKernelError,
+    Operator,
+    by_cases,
+    check,
+)
 from fastnas.doctor.operators import OPERATORS, Random, _distinct
 from tests.doctor.conftest import FACTOR, SABOTAGES
 
@@ -66,6 +76,12 @@ def test_what_does_not_repeat_is_seen(sabotage):
     assert (first.status, first.worst.result) == ("wrong", "norm, a second time")
 
 
+@pytest.fixture
+def no_gpu_needed(monkeypatch):
+    """A check that is said to be on a GPU raises before it gets there."""
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: nullcontext())
+
+
 def raising(*_):
     raise ValueError("mixed_sum: no kernel\nand a second line")
 
@@ -73,14 +89,23 @@ def raising(*_):
 @pytest.mark.parametrize(
     ("device", "cuda_build", "status"), [("cpu", False, "failed"), ("cuda", False, "missing")]
 )
-def test_what_raises_is_said(device, cuda_build, status):
+def test_what_raises_is_said(device, cuda_build, status, no_gpu_needed):
     broken = Operator("broken", {"cpu": (torch.float32,), "cuda": (torch.float32,)}, raising)
     (found,) = findings([broken], torch.device(device), cuda_build=cuda_build)
     assert (found.status, found.worst, found.reason) == (status, None, "mixed_sum: no kernel")
     assert found.bad == (status == "failed")
 
 
-def test_a_lost_device_ends_the_checks(monkeypatch):
+def test_what_is_missing_on_purpose_is_no_fault(no_gpu_needed):
+    def absent(*_):
+        raise MissingKernelError("on cuda cells run as in the reference")
+
+    entry = Operator("cell", {"cuda": (torch.float32,)}, absent)
+    (found,) = findings([entry], torch.device("cuda"), cuda_build=True)
+    assert (found.status, found.bad) == ("missing", False)
+
+
+def test_a_lost_device_ends_the_checks(monkeypatch, no_gpu_needed):
     broken = Operator("broken", {"cuda": (torch.float32,)}, raising)
     monkeypatch.setattr("fastnas.doctor.checks._device_lives", lambda device: False)
     found = check([broken, broken], torch.device("cuda"), small=True, cuda_build=True)
@@ -120,3 +145,34 @@ def test_windows_have_one_maximum():
     windows = x.unfold(2, 3, 1).unfold(3, 3, 1).reshape(-1, 9)
     assert all(len(row.unique()) == 9 for row in windows)
     assert torch.equal(x.bfloat16().double(), x)
+
+
+def in_float32(function):
+    """As the CUDA kernels compute: bfloat16 images stored, float32 inside, float32 numbers."""
+
+    def call(*arguments, **options):
+        def wider(value):
+            if isinstance(value, list | tuple):
+                return type(value)(wider(one) for one in value)
+            half = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+            return value.float() if half else value
+
+        out, statistics = function(*map(wider, arguments), **options)
+        return [one.bfloat16() for one in out] if isinstance(out, list) else out.bfloat16(), statistics
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["normalised_mixed_sum", "separable_stage", "shared_pooling"])
+@pytest.mark.parametrize("off", [False, True])
+def test_bfloat16_images_as_kernels_compute_with_them(name, off, monkeypatch):
+    good = in_float32(getattr(ops, name))
+
+    def wrong(*arguments, **options):
+        out, statistics = good(*arguments, **options)
+        return [one * 1.05 for one in out] if isinstance(out, list) else out * 1.05, statistics
+
+    monkeypatch.setattr(ops, name, wrong if off else good)
+    entry = Operator(name, {"cpu": (torch.bfloat16,)}, operator(name).measure)
+    (found,) = findings([entry], small=False)
+    assert (found.status, found.reason) == ("wrong" if off else "ok", ""), found
