@@ -19,7 +19,16 @@ from fastnas.bilevel import InnerSettings
 from fastnas.errors import FastnasError
 from fastnas.search.step import SearchStep
 from fastnas.spaces import make_space
-from fastnas.supernet import BACKENDS, Supernet, build_supernet, cuda_graphs, gradients
+from fastnas.supernet import (
+    BACKENDS,
+    Supernet,
+    build_supernet,
+    cuda_graphs,
+    eagerly,
+    gradient_parts,
+    gradients,
+    joined,
+)
 
 FORWARD_BACKWARD = "forward-backward"
 METHODS = (FORWARD_BACKWARD, "first-order", "darts", "amended", "idarts")
@@ -164,16 +173,32 @@ def vanilla_function(contest: Contest, model: ModelWithAlphas) -> Callable[[], o
     return lambda: step(train, val)
 
 
-def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) -> Callable[[], object]:
+def fastnas_function(
+    contest: Contest, net: Supernet, *, graphs: bool = True, precision: torch.dtype | None = None
+) -> Callable[[], object]:
     """One forward + backward, or one whole search step, of fastnas, with the same constants.
 
-    ``graphs``: a step replays CUDA graphs where the network is on a GPU.
+    Args:
+        contest: says what, and on which batches.
+        net: the network.
+        graphs: replay CUDA graphs where the network is on a GPU.
+        precision: of activations, in a lone pass or a step's weight steps; None: float32.
     """
+    made = cuda_graphs(net.weights.flat.device) if graphs else None
     s = SearchSettings(neumann_terms=contest.neumann_terms)
     val, *train = batches(contest, 1 + contest.weight_steps, net.weights.flat.dtype)
     if contest.method == FORWARD_BACKWARD:
-        images, labels = train[0]
-        return lambda: gradients(F.cross_entropy(net(images), labels), net.weights, net.alphas)
+
+        def body(images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+            with narrow(images.device, precision):
+                logits = net(images)
+            return gradient_parts(F.cross_entropy(logits.float(), labels), net.weights, net.alphas)
+
+        def one_pass() -> object:
+            parts = eagerly(body, train[0]) if made is None else made.run("a pass", body, train[0])
+            return joined(parts, net.weights, net.alphas)
+
+        return one_pass
     inner = InnerSettings(
         learning_rate=s.w_lr,
         momentum=s.w_momentum,
@@ -183,7 +208,6 @@ def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) ->
         neumann_terms=s.neumann_terms,
         radius=s.radius,
     )
-    made = cuda_graphs(net.weights.flat.device) if graphs else None
     step = SearchStep(
         net,
         ESTIMATORS[contest.method],
@@ -192,6 +216,7 @@ def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) ->
         arch_learning_rate=s.a_lr,
         arch_weight_decay=s.a_decay,
         graphs=made,
+        precision=precision,
     )
 
     def call() -> object:
@@ -259,21 +284,37 @@ def agreements(contest: Contest, model: ModelWithAlphas, net: Supernet) -> list[
     ]
 
 
-def plain_results(model: ModelWithAlphas, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def plain_results(
+    model: ModelWithAlphas, images: Tensor, labels: Tensor, precision: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, weight gradients and alpha gradients of plain PyTorch, the gradients flat."""
-    logits = model(images)
+    with narrow(images.device, precision):
+        logits = model(images)
     weights = [*model.parameters()]
     grads = torch.autograd.grad(
-        F.cross_entropy(logits, labels), [*weights, *model.alphas], allow_unused=True, materialize_grads=True
+        F.cross_entropy(logits.to(model.alphas[0].dtype), labels),
+        [*weights, *model.alphas],
+        allow_unused=True,
+        materialize_grads=True,
     )
     return logits.detach(), concat(grads[: len(weights)]), concat(grads[len(weights) :])
 
 
-def fastnas_results(net: Supernet, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.autocast:
+    """Within it torch computes convolutions and products in ``precision``; None: as it is."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False)
+
+
+def fastnas_results(
+    net: Supernet, images: Tensor, labels: Tensor, precision: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same of fastnas."""
     with net.frozen_statistics():
-        logits = net(images)
-        weights, alphas = gradients(F.cross_entropy(logits, labels), net.weights, net.alphas)
+        with narrow(images.device, precision):
+            logits = net(images)
+        loss = F.cross_entropy(logits.to(net.weights.flat.dtype), labels)
+        weights, alphas = gradients(loss, net.weights, net.alphas)
     return logits.detach(), weights, alphas
 
 

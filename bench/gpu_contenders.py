@@ -24,7 +24,7 @@ from bench.contenders import (
     vanilla_function,
 )
 from bench.vanilla import Batch, ModelWithAlphas, Search, SearchSettings
-from fastnas.supernet import Supernet, SupernetProblem, cuda_graphs
+from fastnas.supernet import Supernet
 
 Function = Callable[[], object]
 
@@ -124,43 +124,33 @@ def _graphed(contest: Contest, model: ModelWithAlphas) -> Function:
     return lambda: step(train, val)
 
 
-def _fastnas(dtype: torch.dtype, graphs: bool) -> Callable[[Contest, ModelWithAlphas], Function]:
+def _fastnas(precision: torch.dtype | None, graphs: bool) -> Callable[[Contest, ModelWithAlphas], Function]:
     def make(contest: Contest, model: ModelWithAlphas) -> Function:
-        if graphs:
+        if graphs or precision is not None:
             _need_gpu(contest)
-        net = network(contest, model, dtype)
-        if contest.method != FORWARD_BACKWARD or not graphs:
-            return fastnas_function(contest, net, graphs=graphs)
-        (train,) = batches(contest, 1, dtype)
-        problem = SupernetProblem(net, train, train, graphs=cuda_graphs(net.weights.flat.device))
-        return problem.val_grads  # both gradients of one batch; nothing else is captured for a lone pass
+        net = fastnas_model(contest, "fused", model)
+        if precision is not None:
+            require_precision(contest, model, net, precision)
+        return fastnas_function(contest, net, graphs=graphs, precision=precision)
 
     return make
 
 
-def network(contest: Contest, model: ModelWithAlphas, dtype: torch.dtype) -> Supernet:
-    """fastnas' network with the common weights; NotAvailableError where it does not run in ``dtype``."""
-    if dtype == torch.float32:
-        return fastnas_model(contest, "fused", model)
-    text = str(dtype).removeprefix("torch.")
-    images, labels = batches(contest, 1)[0]
-    images, labels = images[:VERIFIED_IMAGES].to(dtype), labels[:VERIFIED_IMAGES]
-    # The weights that both of them round to.
-    plain = copy.deepcopy(model).to(dtype)
-    try:
-        net = fastnas_model(contest, "fused", plain)
-        ours = fastnas_results(net, images, labels)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise NotAvailableError(f"no supernet in {text} here: {_line(error)}") from None
-    exact = plain_results(copy.deepcopy(plain).double(), images.double(), labels)
-    theirs = plain_results(plain, images, labels)
+def require_precision(
+    contest: Contest, model: ModelWithAlphas, net: Supernet, precision: torch.dtype
+) -> None:
+    """Raise NotAvailableError unless a pass in ``precision`` is as exact as plain PyTorch's in autocast."""
+    text = str(precision).removeprefix("torch.")
+    images, labels = (part[:VERIFIED_IMAGES] for part in batches(contest, 1)[0])
+    exact = plain_results(copy.deepcopy(model).double(), images.double(), labels)
+    ours = fastnas_results(net, images, labels, precision)
+    theirs = plain_results(copy.deepcopy(model), images, labels, precision)
     for name, mine, its, truth in zip(QUANTITIES, ours, theirs, exact, strict=True):
         off, plainly = (relative_error(one, truth) for one in (mine, its))
-        if not off <= 2 * plainly + 4 * torch.finfo(dtype).eps:
+        if not off <= 2 * plainly + 4 * torch.finfo(precision).eps:
             raise NotAvailableError(
                 f"in {text} the {name} are off by {off:.2g} from float64, plain PyTorch's by {plainly:.2g}"
             )
-    return net
 
 
 def _need_gpu(contest: Contest) -> None:
@@ -168,17 +158,12 @@ def _need_gpu(contest: Contest) -> None:
         raise NotAvailableError("needs a GPU")
 
 
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 CONTENDERS: tuple[Contender, ...] = (
     Contender("vanilla", True, 0, _eager),
     Contender("vanilla, channels last", True, 0, _channels_last),
     Contender("vanilla, CUDA graphs", True, 1, _graphed),
-    Contender("fastnas", False, 2, _fastnas(torch.float32, False)),
-    Contender("fastnas, CUDA graphs", False, 4, _fastnas(torch.float32, True)),
+    Contender("fastnas", False, 2, _fastnas(None, False)),
+    Contender("fastnas, CUDA graphs", False, 4, _fastnas(None, True)),
     Contender("fastnas, bfloat16", False, 2, _fastnas(torch.bfloat16, False)),
     Contender("fastnas, bfloat16, CUDA graphs", False, 4, _fastnas(torch.bfloat16, True)),
 )
