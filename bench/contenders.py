@@ -164,16 +164,27 @@ def vanilla_function(contest: Contest, model: ModelWithAlphas) -> Callable[[], o
     return lambda: step(train, val)
 
 
-def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) -> Callable[[], object]:
+def fastnas_function(
+    contest: Contest, net: Supernet, *, graphs: bool = True, precision: torch.dtype | None = None
+) -> Callable[[], object]:
     """One forward + backward, or one whole search step, of fastnas, with the same constants.
 
-    ``graphs``: a step replays CUDA graphs where the network is on a GPU.
+    ``graphs``: a step replays CUDA graphs where the network is on a GPU. ``precision``: of the activations of a lone
+    pass and of weight steps, torch.bfloat16 or None: that of the weights.
     """
     s = SearchSettings(neumann_terms=contest.neumann_terms)
     val, *train = batches(contest, 1 + contest.weight_steps, net.weights.flat.dtype)
     if contest.method == FORWARD_BACKWARD:
         images, labels = train[0]
-        return lambda: gradients(F.cross_entropy(net(images), labels), net.weights, net.alphas)
+
+        def lone_pass() -> object:
+            with torch.autocast(images.device.type, precision, enabled=precision is not None):
+                logits = net(images)
+            return gradients(
+                F.cross_entropy(logits.to(net.weights.flat.dtype), labels), net.weights, net.alphas
+            )
+
+        return lone_pass
     inner = InnerSettings(
         learning_rate=s.w_lr,
         momentum=s.w_momentum,
@@ -192,6 +203,7 @@ def fastnas_function(contest: Contest, net: Supernet, *, graphs: bool = True) ->
         arch_learning_rate=s.a_lr,
         arch_weight_decay=s.a_decay,
         graphs=made,
+        precision=precision,
     )
 
     def call() -> object:
