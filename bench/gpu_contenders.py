@@ -149,7 +149,7 @@ def require_precision(
         off, plainly = (relative_error(one, truth) for one in (mine, its))
         if not off <= 2 * plainly + 4 * torch.finfo(precision).eps:
             raise NotAvailableError(
-                f"in {text} the {name} are off by {off:.2g} from float64, plain PyTorch's by {plainly:.2g}"
+                f"in bfloat16 the {name} are off by {off:.2g} from float64, plain PyTorch's by {plainly:.2g}"
             )
 
 

@@ -284,7 +284,9 @@ def _cell(device: torch.device, dtype: torch.dtype, small: bool) -> list[Measure
 
         random = Random(2)
         images, labels = random(count, 3, *sides).float(), torch.arange(count) % 10
-        fused, plain = make("fused", dtype), make("reference", dtype)
+        narrow = dtype == torch.bfloat16  # of activations alone, under autocast
+        own = torch.float32 if narrow else dtype
+        fused, plain = make("fused", own), make("reference", own)
         if not fused._fused:
             raise MissingKernelError(f"on {device.type} cells run as in the reference")
         exact = _pass(make("reference", torch.float64), images, labels)
@@ -297,8 +299,8 @@ def _cell(device: torch.device, dtype: torch.dtype, small: bool) -> list[Measure
         for _ in range(3 if small else 5):
             moved = images * (1 + (torch.rand(images.shape, generator=random.generator) - 0.5) * 2.0**-23)
             with poisoned():
-                ours.append(_relative(_pass(fused, moved, labels), exact))
-            theirs.append(_relative(_pass(plain, moved, labels), exact))
+                ours.append(_relative(_pass(fused, moved, labels, narrow), exact))
+            theirs.append(_relative(_pass(plain, moved, labels, narrow), exact))
         for name in exact:
             found, worst = [draw[name] for draw in ours], max(draw[name] for draw in theirs)
             error = median(found) if all(map(math.isfinite, found)) else math.nan
@@ -307,10 +309,11 @@ def _cell(device: torch.device, dtype: torch.dtype, small: bool) -> list[Measure
     return measured
 
 
-def _pass(net: Supernet, images: Tensor, labels: Tensor) -> Results:
+def _pass(net: Supernet, images: Tensor, labels: Tensor, narrow: bool = False) -> Results:
     flat = net.weights.flat
     with net.frozen_statistics():
-        logits = net(images.to(flat.device, flat.dtype))
+        with torch.autocast(flat.device.type, torch.bfloat16, enabled=narrow):
+            logits = net(images.to(flat.device, flat.dtype)).to(flat.dtype)
         loss = F.cross_entropy(logits, labels.to(flat.device))
         weights, alphas = gradients(loss, net.weights, net.alphas)
     return {"logits": logits.detach(), "d weights": weights, "d alpha": alphas}
@@ -332,7 +335,7 @@ OPERATORS: tuple[Operator, ...] = (
     Operator("normalised_mixed_sum", _IMAGES, by_cases(_normalised_mixed_sum)),
     Operator("separable_stage", _IMAGES, by_cases(_separable_stage)),
     Operator("shared_pooling", _IMAGES, by_cases(_shared_pooling)),
-    Operator("cell", {"cpu": (_F32, _F64), "cuda": (_F32,)}, _cell),
+    Operator("cell", {"cpu": (_F32, _F64), "cuda": (_F32, _BF16)}, _cell),
     Operator("vector_norm", _VECTORS, by_cases(_on_vectors(1, _vector_norm))),
     Operator("perturb_", _VECTORS, by_cases(_on_vectors(2, _perturb))),
     Operator("difference_", _VECTORS, by_cases(_on_vectors(3, _difference))),

@@ -176,3 +176,11 @@ def test_bfloat16_images_as_kernels_compute_with_them(name, off, monkeypatch):
     entry = Operator(name, {"cpu": (torch.bfloat16,)}, operator(name).measure)
     (found,) = findings([entry], small=False)
     assert (found.status, found.reason) == ("wrong" if off else "ok", ""), found
+
+
+def test_a_cell_with_bfloat16_activations():
+    """Under autocast; on a CPU cells bring what they get to float32."""
+    entry = Operator("cell", {"cpu": (torch.bfloat16,)}, operator("cell").measure)
+    (found,) = findings([entry])
+    assert (found.status, found.reason) == ("ok", "")
+    assert found.worst.error > 1e-4  # something was in bfloat16
