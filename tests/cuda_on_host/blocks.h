@@ -29,7 +29,7 @@
 #include <random>
 #include <set>
 #include <thread>
-#define CUDA_ON_HOST_UNWATCHED __attribute__((no_sanitize("thread"), noinline))
+#define CUDA_ON_HOST_UNWATCHED __attribute__((no_sanitize("thread"), noipa))
 #else
 #define CUDA_ON_HOST_UNWATCHED
 #endif
@@ -51,9 +51,11 @@ struct Place {
   }
 };
 
+// With the folder that the file is in.
 inline std::string text(const Place& place) {
   const std::string path = place.file;
-  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(place.line);
+  const size_t folder = path.rfind('/', path.rfind('/') - 1);
+  return (folder == std::string::npos ? path : path.substr(folder + 1)) + ":" + std::to_string(place.line);
 }
 
 inline std::string text(const dim3& index) {
@@ -86,8 +88,8 @@ inline char begin_order, end_order;  // of a launch
 // leave one does not learn what another did on the way to the next.
 inline char* barrier_order;
 inline int turn;
-// The barrier met last orders nothing: it is CUDA_ON_HOST_DROP, as "file.cuh:12". So tests see that its loss
-// would be seen.
+// The barrier met last orders nothing: it is CUDA_ON_HOST_DROP, as "folder/file.cuh:12". So tests see that
+// its loss would be seen.
 inline bool dropped;
 inline std::set<std::string> places;  // of the barriers met
 
