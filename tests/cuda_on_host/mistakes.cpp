@@ -14,7 +14,7 @@ constexpr int kThreads = 64;
 // One flag each, so that the compiler knows nothing.
 struct Mistake {
   bool lost_barrier, same_place_early, same_place_late, neighbours_place, too_far, read_too_far,
-      too_far_shared, too_far_dynamic, ended_thread, two_barriers, unset_shared;
+      too_far_shared, too_far_dynamic, ended_thread, two_barriers, unset_shared, misaligned;
 };
 
 // out[b] = the sum of the numbers that block b holds.
@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kThreads)
   if (mistake.neighbours_place && t == 0) other[b] = b + 1 < static_cast<int>(gridDim.x) ? other[b + 1] : 1;
   dynamic[t + mistake.too_far_dynamic] = numbers[b * kThreads + t + mistake.read_too_far];
   if (!mistake.unset_shared || t > 0) fixed[t + mistake.too_far_shared] = 0;
+  if (mistake.misaligned && t == 0) other[0] = fastnas::cuda::load_pack<true>(numbers + 1, 0, 4).values[0];
   if (mistake.ended_thread && t == 5) return;
   if (!mistake.lost_barrier) __syncthreads();
   if (mistake.two_barriers) {
@@ -63,6 +64,7 @@ int main(int, char** arguments) {
   FASTNAS_MISTAKE(ended_thread);
   FASTNAS_MISTAKE(two_barriers);
   FASTNAS_MISTAKE(unset_shared);
+  FASTNAS_MISTAKE(misaligned);
   if (name == "no_blocks") blocks = 0;
   if (name == "much_shared") shared = (48 << 10) + 1;
   Run run;

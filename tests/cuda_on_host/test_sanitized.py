@@ -147,6 +147,7 @@ def test_no_mistake(kind):
         ("memory", "read_too_far", "heap-buffer-overflow|insufficient space"),
         ("memory", "too_far_shared", "global-buffer-overflow|insufficient space"),
         ("memory", "too_far_dynamic", "heap-buffer-overflow|insufficient space"),
+        ("memory", "misaligned", "misaligned address"),
         *(
             (kind, *each)
             for kind in WATCHED
