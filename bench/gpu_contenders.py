@@ -140,7 +140,6 @@ def require_precision(
     contest: Contest, model: ModelWithAlphas, net: Supernet, precision: torch.dtype
 ) -> None:
     """Raise NotAvailableError unless a pass in ``precision`` is as exact as plain PyTorch's in autocast."""
-    text = str(precision).removeprefix("torch.")
     images, labels = (part[:VERIFIED_IMAGES] for part in batches(contest, 1)[0])
     exact = plain_results(copy.deepcopy(model).double(), images.double(), labels)
     ours = fastnas_results(net, images, labels, precision)

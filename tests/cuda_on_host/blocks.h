@@ -63,14 +63,51 @@ inline std::string text(const dim3& index) {
          ")";
 }
 
+// swapcontext asks the system for the signal mask at every change, which takes most of a test's time. Where
+// no sanitizer wants to know of the change, a few registers are enough.
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+
+using Context = void*;  // the stack's pointer, on top of what must outlive a call
+
+__attribute__((naked, noinline)) inline void swap(Context*, const Context*) {
+  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+      "movq %rsp, (%rdi)\n movq (%rsi), %rsp\n"
+      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret");
+}
+
+// On a stack that ends at `end`: about to enter a function without arguments.
+inline void prepare(Context& context, char*, char* end, void (*enter)()) {
+  void** top = reinterpret_cast<void**>(end) - 8;  // as if just called: 8 bytes beside a multiple of 16
+  std::fill(top, top + 8, nullptr);
+  top[6] = reinterpret_cast<void*>(enter);
+  context = top;
+}
+
+#else
+
+using Context = ucontext_t;
+
+inline void swap(Context* from, const Context* to) { swapcontext(from, to); }
+
+inline void prepare(Context& context, char* begin, char* end, void (*enter)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = begin;
+  context.uc_stack.ss_size = end - begin;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  context.uc_stack = {};  // AddressSanitizer would forget what it knows of the stack at each change
+}
+
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   Place waits_at;
   bool done = false;
   void* sanitizer = nullptr;  // what ThreadSanitizer calls a fiber
 };
 
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline Fiber* running;
 inline void (*body)(const void*);
 inline const void* body_argument;
@@ -103,14 +140,14 @@ CUDA_ON_HOST_UNWATCHED inline void note_barrier(const Place& place) {
 
 CUDA_ON_HOST_UNWATCHED inline void change_to_scheduler() {
   __tsan_switch_to_fiber(scheduler_of_sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&running->context, &scheduler);
+  swap(&running->context, &scheduler);
 }
 
 CUDA_ON_HOST_UNWATCHED inline void change_to(Fiber& fiber) {
   running = &fiber;
   if (fiber.sanitizer == nullptr) fiber.sanitizer = __tsan_create_fiber(0);
   __tsan_switch_to_fiber(fiber.sanitizer, __tsan_switch_to_fiber_no_sync);
-  swapcontext(&scheduler, &fiber.context);
+  swap(&scheduler, &fiber.context);
 }
 
 CUDA_ON_HOST_UNWATCHED inline void wait_at(Place place) {
@@ -154,10 +191,10 @@ CUDA_ON_HOST_UNWATCHED inline void poison_shared() {
 #else
 
 inline void note_barrier(const Place&) {}
-inline void change_to_scheduler() { swapcontext(&running->context, &scheduler); }
+inline void change_to_scheduler() { swap(&running->context, &scheduler); }
 inline void change_to(Fiber& fiber) {
   running = &fiber;
-  swapcontext(&scheduler, &fiber.context);
+  swap(&scheduler, &fiber.context);
 }
 inline void wait_at(Place place) {
   running->waits_at = place;
@@ -210,12 +247,7 @@ struct Fibers {
     for (unsigned t = 0; t < threads; ++t) {
       Fiber& fiber = fibers[t];
       fiber.done = false;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = stacks + t * kStack;
-      fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, enter, 0);
-      fiber.context.uc_stack = {};  // AddressSanitizer would forget what it knows of the stack at each change
+      prepare(fiber.context, stacks + t * kStack, stacks + (t + 1) * kStack, enter);
     }
     return fibers;
   }
