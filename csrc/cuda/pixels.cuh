@@ -62,7 +62,7 @@ __device__ __forceinline__ void sum_pixels(Lanes<float, W> (&value)[M], int rows
     }
     left = half;
   }
-  __syncthreads();
+  __syncthreads();  // spare: no caller needs it yet, but it is what the last sentence above promises
 }
 
 }  // namespace fastnas::cuda

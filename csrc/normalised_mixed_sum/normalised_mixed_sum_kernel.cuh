@@ -305,7 +305,6 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishTable table) {
         b.coefficients[2 * channels + c] = static_cast<float>(through ? -scratch[1][lane] / pixels : 0.0);
       }
     }
-    __syncthreads();
   }
   if (b.weight_grad == nullptr) return;  // the same for the whole block
   scratch[0][threadIdx.x] = segment == 0 ? weight_grad : 0.0;

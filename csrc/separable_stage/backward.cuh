@@ -186,7 +186,6 @@ __global__ void __launch_bounds__(kGatherThreads, 2)
     else
       scatter_branch(b, window, w, weights, tiling, at, tile);
   }
-  __syncthreads();
   load_norm(s.view.norm, channels, first, eps, norm);
   __syncthreads();
 

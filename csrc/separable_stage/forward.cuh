@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(kThreads)
   Product<kPositions, kOuts> product;
   product.clear();
   for (int first = 0; first < b.source.channels; first += kDepth) {
-    __syncthreads();
     load_norm(b.source.norm, b.source.channels, first, eps, norm);
     if (b.kernel > 0 && !b.dense)
       load_depthwise(b.depthwise, taps, b.source.channels, first, false, depthwise_weights);

@@ -210,19 +210,20 @@ inline void enter() {
 
 // After every thread has gone on to its next barrier or its end: that they all met the same. A GPU may let it
 // pass that one has ended; it is an error here as in CUDA's rules.
-CUDA_ON_HOST_UNWATCHED inline bool all_done(const std::vector<Fiber>& fibers) {
+CUDA_ON_HOST_UNWATCHED inline bool all_done(const Fiber* fibers, unsigned threads) {
   const Fiber *waits = nullptr, *other = nullptr;
-  for (const Fiber& fiber : fibers) {
-    if (fiber.done) continue;
-    if (waits == nullptr) waits = &fiber;
-    if (!(fiber.waits_at == waits->waits_at)) other = &fiber;
+  bool ended = false;
+  for (const Fiber* fiber = fibers; fiber < fibers + threads; ++fiber) {
+    ended = ended || fiber->done;
+    if (fiber->done) continue;
+    if (waits == nullptr) waits = fiber;
+    if (!(fiber->waits_at == waits->waits_at)) other = fiber;
   }
   if (waits == nullptr) return true;
-  const bool ended = std::any_of(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.done; });
   if (ended || other != nullptr)
     throw std::logic_error("cuda_on_host: in block " + text(blockIdx) + " thread " +
-                           std::to_string(waits - fibers.data()) + " waits at the barrier " +
-                           text(waits->waits_at) + ", but another thread " +
+                           std::to_string(waits - fibers) + " waits at the barrier " + text(waits->waits_at) +
+                           ", but another thread " +
                            (other ? "waits at " + text(other->waits_at) : "has ended") +
                            "; every thread of a block must meet every barrier");
   note_barrier(waits->waits_at);
@@ -236,25 +237,26 @@ struct Fibers {
   char* stacks = nullptr;
 
   // So many fibers that are about to enter the kernel.
-  CUDA_ON_HOST_UNWATCHED std::vector<Fiber>& start(unsigned threads) {
+  CUDA_ON_HOST_UNWATCHED Fiber* start(unsigned threads) {
     if (stacks == nullptr) {
       void* mapped = mmap(nullptr, kMostThreads * kStack, PROT_READ | PROT_WRITE,
                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (mapped == MAP_FAILED) throw std::bad_alloc();
       stacks = static_cast<char*>(mapped);
     }
-    fibers.resize(threads);
+    // Never fewer again: ThreadSanitizer knows only so many.
+    if (fibers.size() < threads) fibers.resize(threads);
     for (unsigned t = 0; t < threads; ++t) {
       Fiber& fiber = fibers[t];
       fiber.done = false;
       prepare(fiber.context, stacks + t * kStack, stacks + (t + 1) * kStack, enter);
     }
-    return fibers;
+    return fibers.data();
   }
 };
 
 // Runs the block's threads in this order, from barrier to barrier.
-CUDA_ON_HOST_UNWATCHED inline void run_block(std::vector<Fiber>& fibers, const std::vector<unsigned>& order) {
+CUDA_ON_HOST_UNWATCHED inline void run_block(Fiber* fibers, const std::vector<unsigned>& order) {
   do {
     for (unsigned t : order) {
       if (fibers[t].done) continue;
@@ -263,7 +265,7 @@ CUDA_ON_HOST_UNWATCHED inline void run_block(std::vector<Fiber>& fibers, const s
       threadIdx.z = t / blockDim.x / blockDim.y;
       change_to(fibers[t]);
     }
-  } while (!all_done(fibers));
+  } while (!all_done(fibers, static_cast<unsigned>(order.size())));
 }
 
 // A kernel's address, which stands for it.
