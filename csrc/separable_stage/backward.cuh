@@ -15,7 +15,7 @@ namespace fastnas::separable_stage {
 
 // Blocks (tile, branch, group of source channels): gradient = W^T dt. Of a dense convolution dt itself.
 template <class T, int kPositions, int kOuts>
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kThreads, kPositions* kOuts == 64 ? 3 : 4)
     gradient_kernel(const Branches<T> table, const Tiling tiling, int lanes) {
   FASTNAS_DYNAMIC_SHARED(bytes);
   const BranchView<T> b = table.branch[blockIdx.y];

@@ -14,7 +14,7 @@ namespace fastnas::separable_stage {
 
 // Blocks (tile, branch, group of output channels).
 template <class T, int kPositions, int kOuts>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     forward_kernel(const Branches<T> table, const Tiling tiling, int lanes, int window_floats, float eps,
                    float2* moments) {
   FASTNAS_DYNAMIC_SHARED(bytes);

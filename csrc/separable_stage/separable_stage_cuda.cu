@@ -52,11 +52,11 @@ std::vector<Part> parts_of(const Params& p, bool dense_only = false) {
   return parts;
 }
 
-Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t limit) {
+Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t limit, int64_t most_images) {
   Tiling t{to_int(images), to_int(height), to_int(width), 1, 0, 0, 0, 0, 0};
   if (height * width <= limit) {
     t.tile_height = t.height, t.tile_width = t.width;
-    t.tile_images = to_int(std::min(images, limit / (height * width)));
+    t.tile_images = to_int(std::min({images, limit / (height * width), most_images}));
   } else {
     t.tile_width = std::min(t.width, 16);
     t.tile_height = std::min(t.height, to_int(limit) / t.tile_width);
@@ -84,17 +84,32 @@ int64_t window_floats(const Params& p, const Part& part, const Tiling& t) {
   return most;
 }
 
-// The largest tiles, of at most `limit` positions, that are not mostly empty and leave room for other blocks.
-// bytes(capacity, window floats): of a block's shared memory.
+// The largest tiles over images of that size, of at most `limit` positions, that are not mostly empty and
+// leave room for other blocks. window(tiling): floats of the largest window; bytes(capacity, window): of a
+// block's shared memory.
+template <class WindowFloats, class Bytes>
+void choose_tiles(Part& part, int64_t images, int64_t height, int64_t width, int64_t limit,
+                  const WindowFloats& window, const Bytes& bytes) {
+  part.capacity = limit;
+  for (int64_t most_images = images;;) {
+    part.tiling = tiling_of(images, height, width, part.capacity, most_images);
+    part.window_floats = window(part.tiling);
+    const bool empty = 2 * part.tiling.positions() <= part.capacity;
+    const bool large = bytes(part.capacity, part.window_floats) > kGoodShared;
+    if (part.capacity > 64 && (empty || large))
+      part.capacity /= 2;
+    else if (large && part.tiling.tile_images > 1)
+      most_images = part.tiling.tile_images - 1;
+    else
+      return;
+  }
+}
+
 template <class Bytes>
 void choose_tiles(const Params& p, Part& part, int64_t limit, const Bytes& bytes) {
   const Branch& b = p.branches[part.members.front()];
-  for (part.capacity = limit;; part.capacity /= 2) {
-    part.tiling = tiling_of(p.images, b.height, b.width, part.capacity);
-    part.window_floats = window_floats(p, part, part.tiling);
-    const bool empty = 2 * part.tiling.positions() <= part.capacity;
-    if (part.capacity == 64 || (!empty && bytes(part.capacity, part.window_floats) <= kGoodShared)) return;
-  }
+  const auto window = [&](const Tiling& t) { return window_floats(p, part, t); };
+  choose_tiles(part, p.images, b.height, b.width, limit, window, bytes);
 }
 
 // How a product of `capacity` positions and `outs` columns is shared among the threads.
@@ -337,17 +352,16 @@ int64_t gather_bytes(int64_t capacity, int64_t window) {
 Part gather_part(const Params& p) {
   Part part{};
   const Source& s = p.sources.front();
-  for (part.capacity = 256;; part.capacity /= 2) {
-    part.tiling = tiling_of(p.images, s.height, s.width, part.capacity);
-    part.window_floats = 0;
+  const auto window = [&](const Tiling& t) {
+    int64_t most = 0;
     for (const Branch& b : p.branches) {
       const int64_t span = b.dense || b.kernel == 0 ? 0 : b.dilation * (b.kernel - 1);
-      part.window_floats = std::max(part.window_floats, window_floats(part.tiling, 1, b.dilation, span + 1));
+      most = std::max(most, window_floats(t, 1, b.dilation, span + 1));
     }
-    const bool empty = 2 * part.tiling.positions() <= part.capacity;
-    if (part.capacity == 64 || (!empty && gather_bytes(part.capacity, part.window_floats) <= kGoodShared))
-      return part;
-  }
+    return most;
+  };
+  choose_tiles(part, p.images, s.height, s.width, 256, window, gather_bytes);
+  return part;
 }
 
 template <class T>

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, Method
 from fastnas.search.optimiser import Adam, Sgd
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients
+from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, pinned
 from fastnas.supernet.graphs import WARM_UP
 
 
@@ -114,13 +114,15 @@ class SearchStep:
     def _weight_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """A weight step at the rate that was set, one CUDA graph; loss and hits."""
         self.net.train()
-        # Without autocast's cache: a CUDA graph would read the copies of weights that it held when it was captured.
-        with torch.autocast(
-            images.device.type, self.precision, enabled=self.precision is not None, cache_enabled=False
-        ):
-            logits = self.net(images)
-        loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
-        self.weight_optimiser.move(*gradients(loss, self.net.weights))
+        with pinned(tf32=True):
+            # Without autocast's cache: a CUDA graph would read the copies of weights that it held at the capture.
+            with torch.autocast(
+                images.device.type, self.precision, enabled=self.precision is not None, cache_enabled=False
+            ):
+                logits = self.net(images)
+            loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
+            (grad,) = gradients(loss, self.net.weights)
+        self.weight_optimiser.move(grad)
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
     def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:

@@ -82,7 +82,7 @@ class SupernetProblem:
             with (
                 nullcontext() if weights in arenas else weights.constant(),
                 self.net.frozen_statistics(),
-                _without_tf32(),
+                pinned(),
                 torch.enable_grad(),
             ):
                 return gradient_parts(self.loss(self.net(images), labels), *arenas)
@@ -91,13 +91,21 @@ class SupernetProblem:
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
+def pinned(*, tf32: bool = False) -> Iterator[None]:
+    """Within it cuDNN takes algorithms that repeat to the bit, and without ``tf32`` float32 is IEEE's on CUDA.
+
+    A difference of two gradients would amplify what an algorithm that adds by atomics scatters, and TF32 rounds away the
+    step that they differ by.
+    """
+    cudnn: Any = torch.backends.cudnn
+    wanted = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    if not tf32:
+        wanted += [(cudnn, "allow_tf32", False), (torch.backends.cuda.matmul, "allow_tf32", False)]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in wanted]
+    for owner, name, value in wanted:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for owner, name, value in before:
+            setattr(owner, name, value)

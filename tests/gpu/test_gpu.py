@@ -227,12 +227,6 @@ def test_a_search_runs_and_resumes(space, tmp_path):
     assert again.genotype == result.genotype
 
 
-@pytest.fixture
-def deterministic(monkeypatch):
-    """cuDNN without algorithms that add by atomics: what is compared to the bit must repeat to the bit."""
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-
-
 def skip_unless_repeatable(net, space):
     if space == "darts" and not net._fused:
         pytest.skip("the backward pass of torch's max_pool2d adds by atomics")
@@ -240,7 +234,7 @@ def skip_unless_repeatable(net, space):
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_replayed_hypergradient_is_the_eager_one_to_the_bit(space, method, deterministic):
+def test_a_replayed_hypergradient_is_the_eager_one_to_the_bit(space, method):
     net, _ = supernet_and_batches(space, "fused", "cuda")
     skip_unless_repeatable(net, space)
     net.stages[0].append(torch.nn.Dropout(0.5))
@@ -304,7 +298,7 @@ def test_a_whole_step_never_waits_for_the_device(space, method, graphed):
 
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
-def test_replayed_steps_are_the_eager_ones_to_the_bit(space, deterministic):
+def test_replayed_steps_are_the_eager_ones_to_the_bit(space):
     results = []
     for graphs in (None, cuda_graphs("cuda")):
         step, batches = search_step(space, "idarts", graphs), endless_batches()
@@ -348,7 +342,7 @@ def test_a_failed_capture_leaves_a_device_that_works():
     assert (others.failure, len(others)) == (None, 1)
 
 
-def test_a_search_with_graphs_is_the_search_without(tmp_path, deterministic):
+def test_a_search_with_graphs_is_the_search_without(tmp_path):
     options = {"channels": 4, "layers": 1, "images": 128, "batch_size": 16, "epochs": 3, "device": "cuda"}
     results = [
         fastnas.search(space="nasbench201", out=tmp_path / graphs, graphs=graphs, **options)

@@ -128,19 +128,19 @@ def test_oracles_are_the_gradients_of_the_two_losses():
     assert torch.equal(problem.train_grad_alpha(), expected[1])
 
 
-def test_oracles_run_without_tf32():
-    seen = []
+def test_oracles_run_without_tf32_and_repeat_to_the_bit():
+    seen, cudnn = [], torch.backends.cudnn
 
     def loss(logits, labels):
-        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        seen.append((cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32, cudnn.deterministic))
         return F.cross_entropy(logits, labels)
 
-    torch.backends.cudnn.allow_tf32 = True
+    cudnn.allow_tf32 = True
     problem = SupernetProblem(supernet(), batch(), batch(seed=2), loss)
     for oracle in (problem.train_grad_w, problem.train_grad_alpha, problem.val_grads):
         oracle()
-    assert seen == [(False, False)] * 3
-    assert torch.backends.cudnn.allow_tf32
+    assert seen == [(False, False, True)] * 3
+    assert (cudnn.allow_tf32, cudnn.deterministic) == (True, False)
 
 
 def test_running_statistics_move_in_weight_passes_only():
