@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastnas._accuracy import largest, tolerance, tolerance_float64, wide
 from fastnas.ops._distrust import DISTRUSTED
-from fastnas.supernet.problem import _without_tf32
+from fastnas.supernet import pinned
 
 Results = dict[str, Tensor]
 _ROUNDING = 2.0**-24  # by which inputs move; float64 sees it as a derivative
@@ -128,7 +128,7 @@ def _check(
         # Beside this process's other work: nobody's random numbers, and the kernels themselves.
         threads = 1 if small else torch.get_num_threads()
         mine = [device.index or 0] if device.type == "cuda" else []
-        with torch.random.fork_rng(mine), _trusting(), _threads(threads), _without_tf32():
+        with torch.random.fork_rng(mine), _trusting(), _threads(threads), pinned():
             measured = operator.measure(device, dtype, small)
     except Exception as error:
         must_run = device.type == "cpu" or cuda_build

@@ -94,8 +94,8 @@ class SupernetProblem:
 def pinned(*, tf32: bool = False) -> Iterator[None]:
     """Within it cuDNN takes algorithms that repeat to the bit, and without ``tf32`` float32 is IEEE's on CUDA.
 
-    A difference of two gradients would amplify what an algorithm that adds by atomics scatters, and TF32 rounds away the
-    step that they differ by.
+    A difference of two gradients would amplify what an algorithm that adds by atomics scatters, and TF32 rounds away
+    the step that they differ by.
     """
     cudnn: Any = torch.backends.cudnn
     wanted = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
