@@ -19,18 +19,18 @@ __global__ void __launch_bounds__(kThreads, kPositions* kOuts == 64 ? 3 : 4)
     gradient_kernel(const Branches<T> table, const Tiling tiling, int lanes) {
   FASTNAS_DYNAMIC_SHARED(bytes);
   const BranchView<T> b = table.branch[blockIdx.y];
-  const Tile at = tile_at(tiling, blockIdx.x);
+  __shared__ int pixels[kMaxPositions];
+  find_pixels(tiling, tile_at(tiling, blockIdx.x), pixels);
   if (b.dense) {
-    const bool aligned = b.channels % 4 == 0;
-    for (int first = static_cast<int>(blockIdx.z) * 4; first < b.channels;
-         first += static_cast<int>(gridDim.z) * 4)
-      for (int p = threadIdx.x; p < tiling.positions(); p += kThreads) {
-        const Position position = position_at(tiling, at, p);
-        if (!position.inside) continue;
-        const int64_t pixel = pixel_of(tiling, position);
-        store_four(b.gradient + pixel * b.channels, first, b.channels, aligned,
-                   raw_gradient(b, pixel, first));
-      }
+    __syncthreads();
+    const int c = threadIdx.x % 4 * 4;
+    for (int first = static_cast<int>(blockIdx.z) * kDepth; first < b.channels;
+         first += static_cast<int>(gridDim.z) * kDepth)
+      for_raw_gradients(b, tiling, pixels, first + c, [&](int p, const Four& gradient) {
+        if (pixels[p] >= 0)
+          store_four(b.gradient + static_cast<int64_t>(pixels[p]) * b.channels, first + c, b.channels,
+                     b.channels % 4 == 0, gradient);
+      });
     return;
   }
   const int outs = kThreads / lanes * kOuts, first_out = static_cast<int>(blockIdx.z) * outs;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, kPositions* kOuts == 64 ? 3 : 4)
   product.clear();
   for (int first = 0; first < b.channels; first += kDepth) {
     __syncthreads();
-    load_raw_gradient(b, tiling, at, first, tile);
+    load_raw_gradient(b, tiling, pixels, first, tile);
     for (int i = threadIdx.x; i < kDepth * outs; i += kThreads) {
       const int out = first + i / outs, c = first_out + i % outs;
       const bool there = out < b.channels && c < b.source.channels;
@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads, kPositions* kOuts == 64 ? 3 : 4)
   const bool aligned = b.source.channels % 4 == 0;
 #pragma unroll
   for (int i = 0; i < kPositions; ++i) {
-    const Position position = position_at(tiling, at, lane + i * lanes);
-    if (!position.inside) continue;
-    T* to = b.gradient + pixel_of(tiling, position) * b.source.channels;
+    const int p = lane + i * lanes;
+    if (p >= tiling.positions() || pixels[p] < 0) continue;
+    T* to = b.gradient + static_cast<int64_t>(pixels[p]) * b.source.channels;
 #pragma unroll
     for (int j = 0; j < kOuts; j += 4) {
       Four four;
@@ -326,11 +326,12 @@ __device__ __forceinline__ void store_correlation(const Four (&sums)[7], int cha
 // Blocks (share of the tiles, branch, (tap of a dense convolution, group of output channels, kDepth of the
 // source's)): this share's part of the weights' gradients, `numbers` apart.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 3)
     weights_kernel(const Branches<T> table, const Tiling tiling, int capacity, int window_floats, float eps,
                    int64_t numbers, float* shares) {
   FASTNAS_DYNAMIC_SHARED(bytes);
   __shared__ Norm norm;
+  __shared__ int pixels[kMaxPositions], places[kMaxPositions];
   const BranchView<T> b = table.branch[blockIdx.y];
   const int channels = b.source.channels, taps = b.kernel * b.kernel, products = b.dense ? taps : 1;
   const int chunks = (channels + kDepth - 1) / kDepth, groups = (b.channels + kWeightOuts - 1) / kWeightOuts;
@@ -360,21 +361,24 @@ __global__ void __launch_bounds__(kThreads)
   for (int index = begin; index < end; ++index) {
     const Tile at = tile_at(tiling, index);
     const Window w = window_of(tiling, at, b);
+    find_pixels(tiling, at, pixels);
+    if (!depthwise) find_places(tiling, w, b.stride, places);
     __syncthreads();
     load_window(b.source, tiling.images, at.image, tiling.tile_images, w, first, norm, b.relu,
                 window_slack(b.stride, b.dilation), window);
-    load_raw_gradient(b, tiling, at, first_out, raw[0]);
-    if (wide) load_raw_gradient(b, tiling, at, first_out + kDepth, raw[1]);
-    if (correlates)
-      for (int item = threadIdx.x; item < 4 * tiling.positions(); item += kThreads) {
-        const Position position = position_at(tiling, at, item / 4);
-        four_at(gradient + item / 4 * kRow + item % 4 * 4) =
-            position.inside ? load_four(b.gradient + pixel_of(tiling, position) * channels,
-                                        first + item % 4 * 4, channels, channels % 4 == 0)
-                            : zero_four();
+    load_raw_gradient(b, tiling, pixels, first_out, raw[0]);
+    if (wide) load_raw_gradient(b, tiling, pixels, first_out + kDepth, raw[1]);
+    if (correlates) {
+      const int channel = threadIdx.x % 4 * 4, aligned = channels % 4 == 0;
+#pragma unroll 4
+      for (int p = threadIdx.x / 4; p < tiling.positions(); p += kThreads / 4) {
+        const T* from = b.gradient + static_cast<int64_t>(pixels[p]) * channels;
+        four_at(gradient + p * kRow + channel) =
+            pixels[p] >= 0 ? load_four(from, first + channel, channels, aligned) : zero_four();
       }
+    }
     __syncthreads();
-    fill_tile(b, window, w, weights, tiling, tap, tile);
+    fill_tile(b, window, w, weights, tiling, places, tap, tile);
     __syncthreads();
     for (int p = slice; p < tiling.positions(); p += kSlices) {
       const Four d = four_at(tile + p * kRow + c);

@@ -19,6 +19,7 @@ __global__ void __launch_bounds__(kThreads, 3)
                    float2* moments) {
   FASTNAS_DYNAMIC_SHARED(bytes);
   __shared__ Norm norm;
+  __shared__ int places[kMaxPositions];
   const BranchView<T> b = table.branch[blockIdx.y];
   const int outs = kThreads / lanes * kOuts, first_out = static_cast<int>(blockIdx.z) * outs;
   if (first_out >= b.channels) return;
@@ -31,6 +32,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const Tile at = tile_at(tiling, blockIdx.x);
   const Window w = window_of(tiling, at, b);
   const int lane = threadIdx.x % lanes, column = static_cast<int>(threadIdx.x) / lanes * kOuts;
+  if (b.kernel == 0 || b.dense) find_places(tiling, w, b.stride, places);
   Product<kPositions, kOuts> product;
   product.clear();
   for (int first = 0; first < b.source.channels; first += kDepth) {
@@ -48,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         if (b.transposed) from = (static_cast<int64_t>(c) * b.channels + out) * products + products - 1 - tap;
         pointwise_weights[i] = c < b.source.channels && out < b.channels ? b.pointwise[from] : 0.0f;
       }
-      fill_tile(b, window, w, depthwise_weights, tiling, tap, tile);
+      fill_tile(b, window, w, depthwise_weights, tiling, places, tap, tile);
       __syncthreads();
       product.add(tile, lane, lanes, pointwise_weights + column, outs);
     }

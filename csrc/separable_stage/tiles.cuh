@@ -22,7 +22,9 @@ inline constexpr int kFinishThreads = 64;  // of kernels that add up tiles
 inline constexpr int kDepth = 16;          // channels in shared memory at a time
 // Floats from position to position of a tile: 16, and 4 more, so that eight positions lie in different banks.
 inline constexpr int kRow = kDepth + 4;
-inline constexpr int kRun = 4;        // outputs of a row that a thread computes together
+inline constexpr int kRun = 4;       // outputs of a row that a thread computes together
+inline constexpr int kInFlight = 4;  // loads that a thread has on their way at a time
+inline constexpr int kMaxPositions = 256;
 inline constexpr int kMaxTaps = 49;   // of a 7x7 kernel
 inline constexpr int kBranches = 16;  // of a launch: their table travels in the kernel's argument
 
@@ -96,6 +98,15 @@ __device__ __forceinline__ Position position_at(const Tiling& t, const Tile& til
 
 __device__ __forceinline__ int64_t pixel_of(const Tiling& t, const Position& p) {
   return (static_cast<int64_t>(p.image) * t.height + p.y) * t.width + p.x;
+}
+
+// Of each position of a tile: the pixel in the images, -1 outside. For the whole block to read behind a
+// barrier.
+__device__ __forceinline__ void find_pixels(const Tiling& t, const Tile& tile, int* pixels) {
+  for (int p = threadIdx.x; p < t.positions(); p += blockDim.x) {
+    const Position position = position_at(t, tile, p);
+    pixels[p] = position.inside ? static_cast<int>(pixel_of(t, position)) : -1;
+  }
 }
 
 // How many positions of a tile lie inside.
@@ -183,6 +194,15 @@ __host__ __device__ constexpr int window_slack(int stride, int dilation) {
 
 __host__ __device__ inline int odd(int number) { return number | 1; }  // rows in different banks
 
+// Of each position of a tile: where its first pixel lies in the window, in pixels.
+__device__ __forceinline__ void find_places(const Tiling& t, const Window& w, int stride, int* places) {
+  for (int p = threadIdx.x; p < t.positions(); p += blockDim.x) {
+    const int x = p % t.tile_width, rest = p / t.tile_width;
+    const int line = rest / t.tile_height * w.rows + rest % t.tile_height * stride;
+    places[p] = line * w.columns + x * stride;
+  }
+}
+
 // What the outputs of a tile read of the source.
 template <class T>
 __device__ __forceinline__ Window window_of(const Tiling& t, const Tile& tile, const BranchView<T>& b) {
@@ -191,29 +211,43 @@ __device__ __forceinline__ Window window_of(const Tiling& t, const Tile& tile, c
           odd((t.tile_width - 1) * b.stride + 1 + 2 * pad)};
 }
 
-// Fills a window with channels [first, first + kDepth) of `source`, and with zeros the `slack` behind it.
+// Fills a window with channels [first, first + kDepth) of `source`, and with zeros the `slack` behind it. A
+// thread has one column and four channels, and kInFlight rows on their way at a time.
 template <class T>
 __device__ __forceinline__ void load_window(const SourceView<T>& source, int images, int first_image,
                                             int tile_images, const Window& w, int first, const Norm& norm,
                                             bool relu, int slack, float* to) {
-  const int c = threadIdx.x % 4 * 4, lane = threadIdx.x / 4, lanes = blockDim.x / 4;
-  for (int row = 0; row < tile_images * w.rows; ++row) {
-    const int image = first_image + row / w.rows, y = w.y + row % w.rows;
-    const bool exists = image < images && y >= 0 && y < source.height;
-    const T* line =
-        source.x + (static_cast<int64_t>(image) * source.height + y) * source.width * source.pixel;
-    for (int column = lane; column < w.columns; column += lanes) {
+  const int c = threadIdx.x % 4 * 4, lane = threadIdx.x / 4 % 32;
+  const int group = static_cast<int>(threadIdx.x) / 128, groups = static_cast<int>(blockDim.x) / 128;
+  const int64_t line = source.width * source.pixel;
+  for (int i = 0; i < tile_images; ++i) {
+    const T* image = source.x + (first_image + i) * source.height * line;
+    for (int column = lane; column < w.columns; column += 32) {
       const int x = w.x + column;
-      Four four = zero_four();
-      if (exists && x >= 0 && x < source.width) {
-        four = load_four(line + x * source.pixel, first + c, source.channels, source.aligned);
+      const bool inside = first_image + i < images && x >= 0 && x < source.width;
+      for (int row = group * kInFlight; row < w.rows; row += groups * kInFlight) {
+        Four four[kInFlight];
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          four.v[i] = first + c + i < source.channels
-                          ? activate(four.v[i], norm.mean[c + i], norm.rstd[c + i], relu)
-                          : 0.0f;
+        for (int j = 0; j < kInFlight; ++j) {
+          const int y = w.y + row + j;
+          const bool there = inside && row + j < w.rows && y >= 0 && y < source.height;
+          four[j] = zero_four();
+          if (there)
+            four[j] =
+                load_four(image + y * line + x * source.pixel, first + c, source.channels, source.aligned);
+        }
+#pragma unroll
+        for (int j = 0; j < kInFlight; ++j) {
+          const int y = w.y + row + j;
+          if (row + j >= w.rows) continue;
+          if (inside && y >= 0 && y < source.height) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e)  // channels that are not there stay zero: their mean is 0
+              four[j].v[e] = activate(four[j].v[e], norm.mean[c + e], norm.rstd[c + e], relu);
+          }
+          four_at(to + ((i * w.rows + row + j) * w.columns + column) * kDepth + c) = four[j];
+        }
       }
-      four_at(to + (row * w.columns + column) * kDepth + c) = four;
     }
   }
   float* behind = to + tile_images * w.rows * w.columns * kDepth;
@@ -299,7 +333,8 @@ __device__ __forceinline__ void depthwise(int kernel, const float* window, const
 // convolution. (positions, kRow)
 template <class T>
 __device__ __forceinline__ void fill_tile(const BranchView<T>& b, const float* window, const Window& w,
-                                          const float* weights, const Tiling& t, int tap, float* tile) {
+                                          const float* weights, const Tiling& t, const int* places, int tap,
+                                          float* tile) {
   const int reach = b.dilation * (b.kernel / 2), pad = max(reach, b.shift);
   if (b.kernel > 0 && !b.dense) {
     depthwise(b.kernel, window, w, weights, t, pad - reach, b.dilation, b.stride,
@@ -312,40 +347,70 @@ __device__ __forceinline__ void fill_tile(const BranchView<T>& b, const float* w
     return;
   }
   const int row = b.dense ? tap / b.kernel : pad + b.shift, column = b.dense ? tap % b.kernel : pad + b.shift;
-  for (int item = threadIdx.x; item < 4 * t.positions(); item += blockDim.x) {
-    const int c = item % 4 * 4, p = item / 4, x = p % t.tile_width, rest = p / t.tile_width;
-    const int line = rest / t.tile_height * w.rows + rest % t.tile_height * b.stride + row;
-    four_at(tile + p * kRow + c) = four_at(window + (line * w.columns + x * b.stride + column) * kDepth + c);
-  }
+  const float* first = window + (row * w.columns + column) * kDepth;
+  for (int item = threadIdx.x; item < 4 * t.positions(); item += blockDim.x)
+    four_at(tile + item / 4 * kRow + item % 4 * 4) =
+        four_at(first + places[item / 4] * kDepth + item % 4 * 4);
 }
 
-// The gradient of raw outputs, a (g + b (t - mean) + c), of channels [first, first + kDepth) into a tile
-// (positions, kRow); zero outside.
-template <class T>
-__device__ __forceinline__ Four raw_gradient(const BranchView<T>& b, int64_t pixel, int c) {
-  const Four g = load_four(b.grad + pixel * b.grad_pixel, c, b.channels, b.raw_aligned);
-  const Four raw = load_four(b.raw + pixel * b.raw_pixel, c, b.channels, b.raw_aligned);
-  Four out = zero_four();
+// What makes the gradient of four channels of raw outputs, a (g + b (t - mean) + c); zero beyond the
+// channels.
+struct RawGradient {
+  Four scale, of_raw, constant, mean;
+
+  template <class T>
+  __device__ RawGradient(const BranchView<T>& b, int c) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (c + i >= b.channels) continue;
-    const float* coefficients = b.coefficients + c + i;
-    const float scale = coefficients[0], of_raw = coefficients[b.coefficient_row];
-    const float constant = coefficients[2 * b.coefficient_row];
-    out.v[i] = scale * ((g.v[i] + constant) + of_raw * (raw.v[i] - b.mean[c + i]));
+    for (int i = 0; i < 4; ++i) {
+      const bool there = c + i < b.channels;
+      const float* coefficients = b.coefficients + c + i;
+      scale.v[i] = there ? coefficients[0] : 0.0f;
+      of_raw.v[i] = there ? coefficients[b.coefficient_row] : 0.0f;
+      constant.v[i] = there ? coefficients[2 * b.coefficient_row] : 0.0f;
+      mean.v[i] = there ? b.mean[c + i] : 0.0f;
+    }
   }
-  return out;
+  __device__ Four operator()(const Four& g, const Four& raw) const {
+    Four out;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      out.v[i] = scale.v[i] * ((g.v[i] + constant.v[i]) + of_raw.v[i] * (raw.v[i] - mean.v[i]));
+    return out;
+  }
+};
+
+// Calls emit(position, gradient) for each position of a tile, zero outside: of the thread's four channels,
+// from `channel` on. blockDim.x / 4 threads go over the positions.
+template <class T, class Emit>
+__device__ __forceinline__ void for_raw_gradients(const BranchView<T>& b, const Tiling& t, const int* pixels,
+                                                  int channel, const Emit& emit) {
+  const RawGradient gradient(b, channel);
+  const int lanes = blockDim.x / 4;
+  for (int p = threadIdx.x / 4; p < t.positions(); p += lanes * kInFlight) {
+    Four g[kInFlight], raw[kInFlight];
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) {
+      const int at = p + j * lanes, pixel = at < t.positions() ? pixels[at] : -1;
+      g[j] = raw[j] = zero_four();
+      if (pixel < 0) continue;
+      g[j] = load_four(b.grad + pixel * b.grad_pixel, channel, b.channels, b.raw_aligned);
+      raw[j] = load_four(b.raw + pixel * b.raw_pixel, channel, b.channels, b.raw_aligned);
+    }
+#pragma unroll
+    for (int j = 0; j < kInFlight; ++j) {
+      const int at = p + j * lanes;
+      if (at < t.positions()) emit(at, pixels[at] < 0 ? zero_four() : gradient(g[j], raw[j]));
+    }
+  }
 }
 
+// The gradients of channels [first, first + kDepth) as a tile (positions, kRow).
 template <class T>
-__device__ __forceinline__ void load_raw_gradient(const BranchView<T>& b, const Tiling& t, const Tile& at,
+__device__ __forceinline__ void load_raw_gradient(const BranchView<T>& b, const Tiling& t, const int* pixels,
                                                   int first, float* tile) {
-  for (int item = threadIdx.x; item < 4 * t.positions(); item += blockDim.x) {
-    const int c = item % 4 * 4, p = item / 4;
-    const Position position = position_at(t, at, p);
-    four_at(tile + p * kRow + c) =
-        position.inside ? raw_gradient(b, pixel_of(t, position), first + c) : zero_four();
-  }
+  const int c = threadIdx.x % 4 * 4;
+  for_raw_gradients(b, t, pixels, first + c,
+                    [&](int p, const Four& gradient) { four_at(tile + p * kRow + c) = gradient; });
 }
 
 // A thread's part of a product (positions, kDepth) x (kDepth, outs): kPositions positions, `lanes` apart, of
