@@ -68,7 +68,9 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
 #endif
 
 inline void check(const char* op, cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(concat(op, ": CUDA error: ", cudaGetErrorString(error)));
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // or the next op would find it
+  throw std::runtime_error(concat(op, ": CUDA error: ", cudaGetErrorString(error)));
 }
 
 // Calls launcher(&params, workspace, stream) on the device of `model`. The workspace, so many bytes (null for

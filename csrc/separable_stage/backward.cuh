@@ -129,7 +129,7 @@ __device__ __forceinline__ void scatter_branch(const GatherBranch<T>& b, const f
   for (int item = threadIdx.x; item < 4 * t.positions(); item += kGatherThreads) {
     const int c = item % 4 * 4, p = item / 4;
     const Position position = position_at(t, at, p);
-    Four& sum = four_at(tile + p * kRow + c);
+    Four sum = four_at(tile + p * kRow + c);
     for (int ky = 0; ky < taps; ++ky) {
       const int y = position.y + lead - b.dilation * ky;
       if (y & half) continue;
@@ -138,11 +138,13 @@ __device__ __forceinline__ void scatter_branch(const GatherBranch<T>& b, const f
         const int x = position.x + lead - b.dilation * kx;
         if (x & half) continue;
         const Four value = four_at(window + (row * w.columns + (x >> half) - w.x) * kDepth + c);
+        Four weight = {{1.0f, 1.0f, 1.0f, 1.0f}};
+        if (b.kernel > 0) weight = four_at(weights + (ky * taps + kx) * kDepth + c);
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          sum.v[e] += b.kernel > 0 ? value.v[e] * weights[(ky * taps + kx) * kDepth + c + e] : value.v[e];
+        for (int e = 0; e < 4; ++e) sum.v[e] += value.v[e] * weight.v[e];
       }
     }
+    four_at(tile + p * kRow + c) = sum;
   }
 }
 
@@ -443,6 +445,7 @@ __global__ void __launch_bounds__(kSumThreads)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kSumThreads + threadIdx.x;
   if (i >= all) return;
   double sum = 0;
+#pragma unroll 8
   for (int s = 0; s < share_count; ++s) sum += static_cast<double>(shares[s * numbers + b.offset + i]);
   (i < products ? b.pointwise_grad[i] : b.depthwise_grad[i - products]) = static_cast<float>(sum);
 }

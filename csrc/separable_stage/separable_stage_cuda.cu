@@ -18,7 +18,16 @@ constexpr int64_t kGoodShared = 72 << 10;
 constexpr int64_t kMostShared = 96 << 10;  // 99 KiB less what a kernel has of its own
 
 // Shares of the tiles whose weights' gradients are summed on their own: a function of sizes alone.
-constexpr int64_t kWeightBlocks = 1024;
+constexpr int64_t kWeightBlocks = 384;
+
+// Blocks that a launch should have: two for each multiprocessor of an H100. A number, not a question to the
+// device: the order of every sum depends on sizes alone. Tests on the host ask for few, so that small images
+// have large tiles.
+#ifdef FASTNAS_WANTED_BLOCKS
+constexpr int64_t kWantedBlocks = FASTNAS_WANTED_BLOCKS;
+#else
+constexpr int64_t kWantedBlocks = 264;
+#endif
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int to_int(int64_t number) { return static_cast<int>(number); }
@@ -88,15 +97,16 @@ int64_t window_floats(const Params& p, const Part& part, const Tiling& t) {
 // leave room for other blocks. window(tiling): floats of the largest window; bytes(capacity, window): of a
 // block's shared memory.
 template <class WindowFloats, class Bytes>
-void choose_tiles(Part& part, int64_t images, int64_t height, int64_t width, int64_t limit,
+void choose_tiles(Part& part, int64_t images, int64_t height, int64_t width, int64_t limit, int64_t blocks,
                   const WindowFloats& window, const Bytes& bytes) {
   part.capacity = limit;
   for (int64_t most_images = images;;) {
     part.tiling = tiling_of(images, height, width, part.capacity, most_images);
     part.window_floats = window(part.tiling);
     const bool empty = 2 * part.tiling.positions() <= part.capacity;
+    const bool few = part.tiling.tiles() * blocks < kWantedBlocks;
     const bool large = bytes(part.capacity, part.window_floats) > kGoodShared;
-    if (part.capacity > 64 && (empty || large))
+    if (part.capacity > 64 && (empty || few || large))
       part.capacity /= 2;
     else if (large && part.tiling.tile_images > 1)
       most_images = part.tiling.tile_images - 1;
@@ -106,10 +116,11 @@ void choose_tiles(Part& part, int64_t images, int64_t height, int64_t width, int
 }
 
 template <class Bytes>
-void choose_tiles(const Params& p, Part& part, int64_t limit, const Bytes& bytes) {
+void choose_tiles(const Params& p, Part& part, int64_t limit, int64_t groups, const Bytes& bytes) {
   const Branch& b = p.branches[part.members.front()];
   const auto window = [&](const Tiling& t) { return window_floats(p, part, t); };
-  choose_tiles(part, p.images, b.height, b.width, limit, window, bytes);
+  const int64_t blocks = groups * static_cast<int64_t>(part.members.size());
+  choose_tiles(part, p.images, b.height, b.width, limit, blocks, window, bytes);
 }
 
 // How a product of `capacity` positions and `outs` columns is shared among the threads.
@@ -174,7 +185,8 @@ BranchView<T> view_of(const Params& p, const Branch& b) {
 
 template <class Kernel>
 cudaError_t allow_shared(Kernel kernel, int64_t bytes) {
-  if (bytes <= 48 << 10) return cudaSuccess;
+  // 48 KiB go without asking, with what the kernel has of its own.
+  if (bytes <= 44 << 10) return cudaSuccess;
   if (bytes > kMostShared) return cudaErrorInvalidValue;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, to_int(bytes));
 }
@@ -212,7 +224,7 @@ std::vector<Part> forward_parts(const Params& p, bool dense_only, const Channels
   std::vector<Part> parts = parts_of(p, dense_only);
   for (Part& part : parts) {
     const int64_t channels = channels_of(p.branches[part.members.front()]);
-    choose_tiles(p, part, most_positions(channels), [&](int64_t capacity, int64_t window) {
+    choose_tiles(p, part, most_positions(channels), 1, [&](int64_t capacity, int64_t window) {
       return product_bytes(capacity, shape_of(capacity, channels).columns(capacity), window);
     });
   }
@@ -295,10 +307,10 @@ std::vector<WeightsPart> weights_parts(const Params& p) {
       if (wants_weights(p.branches[k])) wanted.push_back(k);
     if (wanted.empty()) continue;
     part.members = wanted;
-    choose_tiles(p, part, 128, weights_bytes);
     const Branch& b = p.branches[part.members.front()];
     part.groups = ceil_div(p.sources[b.source].channels, kDepth) * ceil_div(b.channels, kWeightOuts) *
                   (b.dense ? b.kernel * b.kernel : 1);
+    choose_tiles(p, part, 128, part.groups, weights_bytes);
     for (const size_t k : part.members) part.numbers += weight_numbers(p, p.branches[k]);
     const int64_t blocks = part.groups * static_cast<int64_t>(part.members.size());
     part.shares = std::clamp<int64_t>(kWeightBlocks / blocks, 1, part.tiling.tiles());
@@ -360,7 +372,8 @@ Part gather_part(const Params& p) {
     }
     return most;
   };
-  choose_tiles(part, p.images, s.height, s.width, 256, window, gather_bytes);
+  const int64_t blocks = static_cast<int64_t>(p.sources.size()) * ceil_div(s.channels, kDepth);
+  choose_tiles(part, p.images, s.height, s.width, 256, blocks, window, gather_bytes);
   return part;
 }
 
@@ -432,7 +445,7 @@ template <class T>
 cudaError_t inner_gradients(const Params& p, const BackwardSpace<T>& space, cudaStream_t stream) {
   for (Part& part : parts_of(p)) {
     const int64_t inputs = p.sources[p.branches[part.members.front()].source].channels;
-    choose_tiles(p, part, most_positions(inputs), [&](int64_t capacity, int64_t) {
+    choose_tiles(p, part, most_positions(inputs), 1, [&](int64_t capacity, int64_t) {
       return product_bytes(capacity, shape_of(capacity, inputs).columns(capacity), 0);
     });
     Branches<T> table{};

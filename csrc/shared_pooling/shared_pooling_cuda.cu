@@ -44,7 +44,7 @@ ForwardTable forward_table(const Params& p, int64_t width) {
   for (f.strip = p.dtype == Dtype::float32 ? kStrip<float> : kStrip<BFloat16>;; f.strip /= 2) {
     f.strips = static_cast<int>((p.out_height + f.strip - 1) / f.strip);
     f.blocks = static_cast<int>((f.strips * p.out_width + rows - 1) / rows);
-    if (f.strip == 1 || p.images * f.blocks * tiles >= 264) break;
+    if (f.strip == 1 || p.images * f.blocks * tiles >= 256) break;
   }
   f.x = p.x, f.pixel = p.pixel;
   f.average = p.average, f.average_pixel = p.average_pixel;

@@ -199,8 +199,8 @@ __global__ void __launch_bounds__(kThreads, 2) forward_kernel(ForwardTable f) {
   if (f.maximum_shares != nullptr) store_moments<T, W>(f, maxima, outs, c, f.maximum_shares, scratch, shift);
 }
 
-inline constexpr int kNorms = 200;    // in a launch
-inline constexpr int kChannels = 16;  // that a block of the second launch takes
+inline constexpr int kNorms = 200;   // in a launch
+inline constexpr int kChannels = 4;  // that a block of the second launch takes
 
 // The kernel's argument: the moments of both pooled images, from the blocks' shares to norms, of which the
 // first `averages` are the average's.
@@ -212,7 +212,7 @@ struct NormTable {
 };
 static_assert(sizeof(NormTable) <= 4000, "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
 
-// Blocks (x, y): kChannels channels from 16 x on; y is 0 for the average, 1 for the maximum.
+// Blocks (x, y): kChannels channels from kChannels x on; y is 0 for the average, 1 for the maximum.
 __global__ void __launch_bounds__(kThreads) norms_kernel(NormTable table) {
   __shared__ double scratch[kThreads];
   const ForwardTable& f = table.f;

@@ -274,9 +274,10 @@ const void* address(void (*kernel)(Arguments...)) {
   return reinterpret_cast<const void*>(kernel);
 }
 
-// Dynamic shared memory beyond what every kernel gets has to be asked for, and no more than sm_86, sm_89 and
-// sm_120 have.
-inline constexpr size_t kShared = 48 << 10, kMostShared = 99 << 10;
+// Dynamic shared memory beyond what every kernel gets (48 KiB) has to be asked for, and no more than sm_86,
+// sm_89 and sm_120 have (99 KiB); both count a kernel's static shared memory, for which 3 KiB and more are
+// left.
+inline constexpr size_t kShared = 44 << 10, kMostShared = 96 << 10;
 inline std::map<const void*, size_t> allowed_shared;
 inline bool allow_shared(const void* kernel, int bytes) {
   if (bytes < 0 || static_cast<size_t>(bytes) > kMostShared) return false;

@@ -59,6 +59,7 @@ def on_host() -> Any:
     includes = [ROOT / "tests" / "cuda_on_host", ROOT / "csrc", *cpp_extension.include_paths()]
     includes.append(Path(sysconfig.get_paths()["include"]))
     options = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", "-DFASTNAS_WITH_CUDA", "-DFASTNAS_CUDA_ON_HOST"]
+    options.append("-DFASTNAS_WANTED_BLOCKS=1")  # large tiles for small images
     options += [f"-I{path}" for path in includes] + watched
     objects = compile_all(sources(), folder, options)
     target = folder / "fastnas_on_host.so"

@@ -153,6 +153,12 @@ def test_tiles_of_large_images(ops):
     check(ops, Case(kinds, 16, 16, (2, 35, 33), True))
 
 
+def test_shared_memory_just_below_what_goes_without_asking(ops):
+    """As in a reduction cell of 32 channels: 48 KiB hold what a kernel has of its own, too."""
+    kinds = [(0, 5, 2, 2, 0, False), (0, 3, 2, 2, 0, False)]
+    check(ops, Case(kinds, 32, 32, (1, 32, 32), True))
+
+
 def test_without_gradients_of_weights(ops):
     check(ops, Case(KINDS["dense"], 6, 5, (2, 5, 6)), weights_wanted=False)
 
