@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def measure_all(config: GpuConfig) -> dict[str, Any]:
         "cell": None,
     }
     agreed: dict[str, list[Agreement]] = {}
-    for number, contest in enumerate(contests):
+    for contest in contests:
         left = config.seconds - (time.perf_counter() - begin)
         if left <= 0:
             group = _named(contest) | {"reason": "no time was left", "contenders": []}
@@ -132,9 +133,11 @@ def measure_all(config: GpuConfig) -> dict[str, Any]:
             except (FastnasError, RuntimeError) as error:  # a disagreement, a lack of memory
                 group = _named(contest) | {"reason": _sentence(error), "contenders": []}
         result["groups"].append(group)
-        if number == 0 and config.compile_seconds > 0:
-            left = config.seconds - (time.perf_counter() - begin)
-            result["cell"] = compiled_cell(config, min(config.compile_seconds, max(left, 1)))
+        result["seconds"] = time.perf_counter() - begin
+        _write(config, result)
+    if config.compile_seconds > 0:  # last: it may take all the time there is
+        left = config.seconds - (time.perf_counter() - begin)
+        result["cell"] = compiled_cell(config, min(config.compile_seconds, max(left, 1)))
         result["seconds"] = time.perf_counter() - begin
         _write(config, result)
     return result
@@ -341,7 +344,8 @@ def _sentence(error: Exception) -> str:
 def _free(device: str) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # a device that is lost
+            torch.cuda.empty_cache()
 
 
 def _write(config: GpuConfig, result: dict[str, Any]) -> None:

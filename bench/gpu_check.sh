@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one go and at most nine minutes: a build for this GPU, fastnas.doctor, the GPU
 # tests, the benchmark, compute-sanitizer. One JSON file and one of Markdown, named after the device; what one part does
-# not finish, the others still do. Exit status: 0, or 1 if a part failed or was cut off.
+# not finish, the others still do. All logs: gpu-check-logs.tgz beside them. FASTNAS_COMMIT names the commit where there is
+# no git. Exit status: 0, or 1 if a part failed or was cut off.
 #
 #   bench/gpu_check.sh [--quick] [FOLDER FOR RESULTS]        --quick: three minutes, no sanitizer; default: bench/results
 #
@@ -36,7 +37,8 @@ part() {
     echo "no time was left" | tee "$parts/$name.log"
     status=124
   else
-    timeout --kill-after=5 "$limit" "$@" 2>&1 | tee "$parts/$name.log" | tail -n 60
+    # An interrupt: pytest then still writes what it has found.
+    timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee "$parts/$name.log" | tail -n 60
     status=${PIPESTATUS[0]}
   fi
   printf '%s\t%s\t%s\t%s\n' "$name" "$status" $((SECONDS - begin)) "$limit" >>"$parts/status.tsv"
@@ -80,8 +82,8 @@ export FASTNAS_CUDA=1 MAX_JOBS=${MAX_JOBS:-$(nproc)} PYTHONUNBUFFERED=1
 # The checks here are the first use.
 export FASTNAS_FIRST_USE_CHECK=0
 
-if part build $([ -n "$quick" ] && echo 120 || echo 240) "$python" -m pip install --no-build-isolation --no-deps --editable .; then
-  part doctor 60 bash -c "\"$python\" -m fastnas.doctor --device cuda --json $quick >\"$parts/doctor.json\"" ||
+if part build $([ -n "$quick" ] && echo 120 || echo 240) "$python" setup.py --quiet build_ext --inplace; then
+  part doctor 120 bash -c "\"$python\" -m fastnas.doctor --device cuda --json $quick >\"$parts/doctor.json\"" ||
     "$python" -c "import json; [print(r) for r in json.load(open('$parts/doctor.json'))['operators'] if r['status'] != 'ok']"
   # What was finished before a limit is worth keeping: the report is written after every part.
   report >/dev/null
@@ -91,7 +93,8 @@ if part build $([ -n "$quick" ] && echo 120 || echo 240) "$python" -m pip instal
     part benchmark 50 "$python" -m bench.gpu --out "$parts/benchmark.json" --seconds 35 --group-seconds 3 \
       --compile-seconds 0 --spaces darts --methods forward-backward idarts
   else
-    part benchmark 210 "$python" -m bench.gpu --out "$parts/benchmark.json" --seconds 180
+    seconds=$((deadline - SECONDS - 30))
+    part benchmark 210 "$python" -m bench.gpu --out "$parts/benchmark.json" --seconds $((seconds < 10 ? 10 : seconds < 180 ? seconds : 180))
   fi
   report >/dev/null
   if [ -n "$quick" ]; then
@@ -103,10 +106,12 @@ if part build $([ -n "$quick" ] && echo 120 || echo 240) "$python" -m pip instal
   else
     for tool in memcheck racecheck; do
       # This library's kernels alone; without the cache every tensor ends where its memory does.
+      # memcheck otherwise counts what torch's libraries ask the driver for and do without.
       part $tool 80 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool $tool --kernel-name kns=fastnas \
-        --error-exitcode 9 "$python" -m fastnas.doctor --device cuda --quick
+        $([ $tool = memcheck ] && echo --report-api-errors no) --error-exitcode 9 "$python" -m fastnas.doctor --device cuda --quick
     done
   fi
 fi
 report
+tar czf "$out/gpu-check-logs.tgz" -C "$parts" --exclude=site .
 exit $failed

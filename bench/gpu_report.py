@@ -7,6 +7,7 @@ fastnas is imported, so that a build that failed is reported, too.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -179,14 +180,21 @@ def _tests(path: Path) -> dict[str, Any] | None:
         cases = list(ElementTree.parse(path).iter("testcase"))
     except (OSError, ElementTree.ParseError):
         return None
-    failures = [
-        f"{case.get('classname')}::{case.get('name')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
+    failures, texts = [], []
+    for case in cases:
+        for kind in ("failure", "error"):
+            if (fault := case.find(kind)) is not None:
+                failures.append(f"{case.get('classname')}::{case.get('name')}")
+                texts.append("\n".join((fault.text or "").splitlines()[-_TAIL:]))
     skipped = sum(case.find("skipped") is not None for case in cases)
     passed = len(cases) - len(failures) - skipped
-    return {"passed": passed, "failed": len(failures), "skipped": skipped, "failures": failures}
+    return {
+        "passed": passed,
+        "failed": len(failures),
+        "skipped": skipped,
+        "failures": failures,
+        "texts": texts,
+    }
 
 
 def _text(path: Path) -> str:
@@ -204,6 +212,8 @@ def _json(path: Path) -> Any:
 
 
 def _commit() -> str:
+    if given := os.environ.get("FASTNAS_COMMIT"):
+        return given
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 import time
@@ -110,7 +111,12 @@ def device_name(device: torch.device | str) -> str:
 
 
 def commit() -> str | None:
-    """The commit of the sources, with ``+changes`` where files differ from it; None outside git."""
+    """The commit of the sources, with ``+changes`` where files differ from it; None outside git.
+
+    FASTNAS_COMMIT says it for a copy of the sources without git.
+    """
+    if given := os.environ.get("FASTNAS_COMMIT"):
+        return given
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

@@ -51,12 +51,19 @@ def examine(device: torch.device, *, quick: bool = False) -> dict[str, Any]:
     try:
         for finding in check(OPERATORS, device, small=quick, cuda_build=bool(build_info().cuda)):
             findings.append(finding)
+            if finding.bad:  # at once: whoever is cut off has seen it
+                print(
+                    f"{finding.operator}, {finding.dtype}: {finding.status} {finding.reason}", file=sys.stderr
+                )
     except DeviceLostError as error:
         lost = str(error)
     measured: list[Bandwidth] = []
     copy = None
     if device.type == "cuda" and not quick and not lost:
-        copy, measured = copy_rate(device), bandwidths(device)
+        try:
+            copy, measured = copy_rate(device), bandwidths(device)
+        except RuntimeError as error:
+            lost = f"the bandwidths could not be measured: {error}"
     return {
         "ok": not lost and not any(finding.bad for finding in findings),
         "device": str(device),

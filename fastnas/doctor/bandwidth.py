@@ -103,7 +103,8 @@ def _seconds(make: Callable[[torch.device], Callable[[], object]], size: int, de
             call()
     stream.synchronize()
     graph, kept = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph, stream=stream):
+    # stream() outside: if the end of a capture fails, torch.cuda.graph leaves its stream the current one.
+    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
         for call in calls:
             kept.append(call())  # outputs live on: each call writes memory of its own
     times = []

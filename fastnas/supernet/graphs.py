@@ -76,6 +76,7 @@ class CudaDevice:
         self.generators: Sequence[torch.Generator] = [torch.cuda.default_generators[self.index]]
         self.stream = torch.cuda.Stream(self.index)
         self.pool = torch.cuda.graph_pool_handle()
+        self._failed: list[torch.cuda.CUDAGraph] = []  # the allocator may still ask one what it captures
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -91,10 +92,10 @@ class CudaDevice:
     def capture(self, function: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """Records what ``function`` launches; see :class:`GraphDevice`."""
         cause: BaseException | None = None
+        graph = torch.cuda.CUDAGraph()
         try:
             # stream() outside: if the end of a capture fails, torch.cuda.graph leaves its stream the current one.
             with torch.cuda.device(self.index), torch.cuda.stream(self.stream):
-                graph = torch.cuda.CUDAGraph()
                 for generator in self.generators:
                     graph.register_generator_state(generator)
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
@@ -104,6 +105,7 @@ class CudaDevice:
                         cause = error  # the end of the capture fails, too, and says less
                         raise
         except BaseException as error:
+            self._failed.append(graph)
             self._mend()
             raise cause or error from None
         return graph.replay, outputs

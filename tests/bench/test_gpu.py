@@ -241,7 +241,7 @@ def test_the_report(tmp_path, capsys):
     (parts / "tests.log").write_text("one\ntwo\n")
     cases = "".join(
         f'<testcase classname="tests.gpu.test_gpu" name="{name}">{inner}</testcase>'
-        for name, inner in (("a", ""), ("b", "<failure/>"), ("c", "<skipped/>"))
+        for name, inner in (("a", ""), ("b", "<failure>where\nwhy</failure>"), ("c", "<skipped/>"))
     )
     (parts / "tests.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     (parts / "benchmark.json").write_text('{"cut')
@@ -254,6 +254,7 @@ def test_the_report(tmp_path, capsys):
     assert outcomes == {"build": "passed", "tests": "failed", "memcheck": "cut off"}
     assert result["parts"]["tests"]["log"] == ["one", "two"]
     expected = {"passed": 1, "failed": 1, "skipped": 1, "failures": ["tests.gpu.test_gpu::b"]}
+    expected["texts"] = ["where\nwhy"]
     assert result["tests"] == expected
     assert (result["ok"], result["benchmark"]) == (False, None)
     text = Path(names[1]).read_text()
@@ -301,7 +302,7 @@ echo "$@" >>"$CALLS"
 case "$*" in
   *bench.gpu_report*) exec REAL "$@" ;;
   *get_device_capability*) echo 9.0 ;;
-  *"-m pip"*) exit ${BUILD:-0} ;;
+  *"setup.py --quiet build_ext"*) exit ${BUILD:-0} ;;
   *fastnas.doctor*) echo '{"operators": []}'; exit ${DOCTOR:-0} ;;
   *pytest*) sleep ${TESTS:-0} ;;
   *bench.gpu*) echo "${TORCH_CUDA_ARCH_LIST}" ;;
@@ -351,7 +352,12 @@ def test_the_script_runs_every_part(script, tmp_path):
     assert parts_of(tmp_path / "out") == dict.fromkeys(
         ["build", "doctor", "tests", "benchmark", "memcheck", "racecheck"], "passed"
     )
-    order = ["-m pip install", "fastnas.doctor --device cuda --json", "pytest -m gpu", "bench.gpu --out"]
+    order = [
+        "setup.py --quiet build_ext --inplace",
+        "fastnas.doctor --device cuda --json",
+        "pytest -m gpu",
+        "bench.gpu --out",
+    ]
     places = [calls.index(word) for word in order]
     assert places == sorted(places)
     assert "--tool racecheck --kernel-name kns=fastnas" in calls

@@ -97,7 +97,11 @@ def test_ops_on_flat_vectors_do_what_they_do_on_the_cpu():
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             results.append([value.cpu() for value in (norm, w, buffer, square, step, ahead)])
-        torch.testing.assert_close(results[0], results[1])
+        *others, _ = results[0]
+        torch.testing.assert_close(others, results[1][:-1])
+        # A difference magnifies the last digit of what it subtracts by |u| / (2 radius).
+        magnified = 4 * torch.finfo(dtype).eps * vectors[1].norm().item() / (2 * 0.01)
+        torch.testing.assert_close(results[0][-1], results[1][-1], rtol=1e-5, atol=5 * magnified)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -121,7 +125,9 @@ def test_ops_in_triton_do_what_they_do_on_the_cpu(offset, size, dtype):
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         results.append([value.cpu() for value in (norm, v, series, w)])
-    torch.testing.assert_close(results[0], results[1])
+    (norm, *vectors), (other, *others) = results
+    torch.testing.assert_close(vectors, others)
+    torch.testing.assert_close(norm, other, rtol=4 * torch.finfo(dtype).eps, atol=0)  # float64, of v in dtype
 
 
 def test_a_captured_neumann_step_follows_gamma_and_repeats_to_the_bit():
@@ -221,6 +227,7 @@ def test_a_hypergradient_leaves_no_trace(method):
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
 def test_a_search_runs_and_resumes(space, tmp_path):
     options = {"channels": 4, "layers": 1, "images": 128, "batch_size": 16, "epochs": 2, "device": "cuda"}
+    options["inner_steps"] = 1  # as many steps as batches: graphs are captured after some
     result = fastnas.search(space=space, out=tmp_path / "run", **options)
     assert all(alpha.isfinite().all() for alpha in result.alphas.values())
     again = fastnas.search(resume=tmp_path / "run")
@@ -258,9 +265,10 @@ def test_a_replayed_hypergradient_is_the_eager_one_to_the_bit(space, method):
     assert (graphs.failure, len(graphs)) == (None, {"first-order": 1, "t1-t2": 2}.get(method, 3))
 
 
-def search_step(space, method, graphs):
+def search_step(space, method, graphs, precision=None):
     net, _ = supernet_and_batches(space, "fused", "cuda")
-    return SearchStep(net, METHODS[method], InnerSettings(0.1, 0.9, 3e-4), graphs=graphs)
+    settings = InnerSettings(0.1, 0.9, 3e-4)
+    return SearchStep(net, METHODS[method], settings, graphs=graphs, precision=precision)
 
 
 def endless_batches():
@@ -280,7 +288,7 @@ def endless_batches():
 def test_a_whole_step_never_waits_for_the_device(space, method, graphed):
     graphs = cuda_graphs("cuda") if graphed else None
     step, batches = search_step(space, method, graphs), endless_batches()
-    for _ in range(WARM_UP + 2):
+    for _ in range(WARM_UP + 16):  # also a whole pass of the batches
         step([next(batches), next(batches)], next(batches), 0.1)
     torch.cuda.synchronize()
     reserved = torch.cuda.memory_reserved()
@@ -298,10 +306,13 @@ def test_a_whole_step_never_waits_for_the_device(space, method, graphed):
 
 
 @pytest.mark.parametrize("space", ["darts", "nasbench201"])
-def test_replayed_steps_are_the_eager_ones_to_the_bit(space):
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_replayed_steps_are_the_eager_ones_to_the_bit(space, precision, recompute):
     results = []
     for graphs in (None, cuda_graphs("cuda")):
-        step, batches = search_step(space, "idarts", graphs), endless_batches()
+        step, batches = search_step(space, "idarts", graphs, precision), endless_batches()
+        step.net.recompute = recompute
         skip_unless_repeatable(step.net, space)
         reports = [
             step([next(batches), next(batches)], next(batches), 0.1 / (i + 1)) for i in range(WARM_UP + 4)
@@ -327,9 +338,7 @@ def test_a_failed_capture_leaves_a_device_that_works():
         grad = SupernetProblem(net, train, val, loss, graphs=graphs).train_grad_w()
         assert grad.isfinite().all()
         assert len(said) == (i > 0)
-    sentence = (
-        "train_grad_w could not be captured in a CUDA graph, so this run goes on without graphs: CUDA error"
-    )
+    sentence = "train_grad_w could not be captured in a CUDA graph, so this run goes on without graphs: "
     assert said[0].startswith(sentence)
     assert len(graphs) == 0
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -342,10 +351,12 @@ def test_a_failed_capture_leaves_a_device_that_works():
     assert (others.failure, len(others)) == (None, 1)
 
 
-def test_a_search_with_graphs_is_the_search_without(tmp_path):
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_a_search_with_graphs_is_the_search_without(space, tmp_path):
     options = {"channels": 4, "layers": 1, "images": 128, "batch_size": 16, "epochs": 3, "device": "cuda"}
+    options["inner_steps"] = 1
     results = [
-        fastnas.search(space="nasbench201", out=tmp_path / graphs, graphs=graphs, **options)
+        fastnas.search(space=space, out=tmp_path / graphs, graphs=graphs, **options)
         for graphs in ("on", "off")
     ]
     assert all(torch.equal(results[0].alphas[name], results[1].alphas[name]) for name in results[0].alphas)
