@@ -155,7 +155,7 @@ def test_no_mistake(kind):
                 ("ended_thread", "waits at the barrier cuda_on_host/mistakes.cpp:.* has ended"),
                 ("two_barriers", "waits at the barrier cuda_on_host/mistakes.cpp:.* waits at cuda_on_host/"),
                 ("no_blocks", "no GPU launches a grid of"),
-                ("much_shared", "49153 bytes of dynamic shared memory, and 49152 are allowed"),
+                ("much_shared", "49153 bytes of dynamic shared memory, and 45056 are allowed"),
             )
         ),
     ],
