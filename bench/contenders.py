@@ -28,6 +28,7 @@ from fastnas.supernet import (
     gradient_parts,
     gradients,
     joined,
+    narrow,
 )
 
 FORWARD_BACKWARD = "forward-backward"
@@ -298,12 +299,6 @@ def plain_results(
         materialize_grads=True,
     )
     return logits.detach(), concat(grads[: len(weights)]), concat(grads[len(weights) :])
-
-
-def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.autocast:
-    """Within it torch computes convolutions and products in ``precision``; None: as it is."""
-    kind = torch.device(device).type
-    return torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False)
 
 
 def fastnas_results(

@@ -36,7 +36,7 @@ from bench.contenders import (
     vanilla_model,
 )
 from bench.gpu_contenders import CONTENDERS, Contender, Function, NotAvailableError
-from bench.measure import alternate, commit, environment, peak_bytes, spread, synchronize
+from bench.measure import alternate, environment, peak_bytes, spread, synchronize
 from bench.native_work import native_work
 from bench.vanilla import concat
 from fastnas._command import clear_errors
@@ -114,7 +114,7 @@ def measure_all(config: GpuConfig) -> dict[str, Any]:
     full_float32()
     result: dict[str, Any] = {
         "environment": environment(config.device)
-        | {"driver": machine.driver_version() if "cuda" in config.device else "", "commit": commit()},
+        | {"driver": machine.driver_version() if "cuda" in config.device else ""},
         "configuration": {name: value for name, value in vars(config).items() if name != "out"},
         "groups": [],
         "kernels": {},

@@ -7,13 +7,13 @@ fastnas is imported, so that a build that failed is reported, too.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
+
+from bench.commit import commit
 
 MIB = 1 << 20
 _TAIL = 30  # lines of a failed part's log that are kept
@@ -21,7 +21,12 @@ _TAIL = 30  # lines of a failed part's log that are kept
 
 def collect(parts: Path) -> dict[str, Any]:
     """Everything in the folder ``parts``: status.tsv (name, exit status, seconds, limit) and the parts' files."""
-    result: dict[str, Any] = {"device": "unknown GPU", "driver": "", "commit": _commit(), "parts": {}}
+    result: dict[str, Any] = {
+        "device": "unknown GPU",
+        "driver": "",
+        "commit": commit() or "unknown",
+        "parts": {},
+    }
     for line in _text(parts / "status.tsv").splitlines():
         name, status, seconds, limit = line.split("\t")
         code = int(status)
@@ -209,21 +214,6 @@ def _json(path: Path) -> Any:
         return json.loads(_text(path))
     except ValueError:
         return None
-
-
-def _commit() -> str:
-    if given := os.environ.get("FASTNAS_COMMIT"):
-        return given
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, check=True, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def main(parts: str, folder: str) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median, quantiles
 
 import torch
+
+from bench.commit import commit
 
 Function = Callable[[], object]
 
@@ -108,26 +107,6 @@ def device_name(device: torch.device | str) -> str:
     from fastnas.doctor.environment import processor_name
 
     return processor_name()
-
-
-def commit() -> str | None:
-    """The commit of the sources, with ``+changes`` where files differ from it; None outside git.
-
-    FASTNAS_COMMIT says it for a copy of the sources without git.
-    """
-    if given := os.environ.get("FASTNAS_COMMIT"):
-        return given
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=here, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, str | int | None]:

@@ -67,8 +67,7 @@ inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, i
 // Raises unless an op on images runs on tensors like this one: float32 or float64 on the CPU, float32 or
 // bfloat16 on a GPU.
 inline void check_runs(const Tensor& model, const char* op, const char* name) {
-  const std::string name_of_op(op);
-  cuda::check_built(name_of_op.substr(0, name_of_op.find(':')).c_str(), model);
+  cuda::check_built(op, model);
   const bool gpu = cuda::on_gpu(model);
   FASTNAS_CHECK(gpu || model.is_cpu(), op, name, " must be on the CPU or on CUDA, got ", device_text(model));
   const ScalarType dtype = model.scalar_type(), other = gpu ? ScalarType::BFloat16 : ScalarType::Double;

@@ -29,7 +29,7 @@ inline void check_built(const char* op, const Tensor& tensor) {
 #ifdef FASTNAS_WITH_CUDA
   (void)op, (void)tensor;
 #else
-  FASTNAS_CHECK(!tensor.is_cuda(), op, ": the tensors are on ", device_text(tensor),
+  FASTNAS_CHECK(!tensor.is_cuda(), op, "the tensors are on ", device_text(tensor),
                 ", but this build of fastnas has no CUDA kernels; rebuild it with FASTNAS_CUDA=1");
 #endif
 }

@@ -18,7 +18,7 @@ void check_weights(const Tensor& weights, const Tensor& model, const char* model
   FASTNAS_CHECK(same_device(weights, model), kOp,
                 "weights and branches must be on one device, weights are on ", device_text(weights), " and ",
                 model_name, " on ", device_text(model));
-  cuda::check_built("mixed_sum", model);
+  cuda::check_built(kOp, model);
   const ScalarType dtype = model.scalar_type();
   const bool cuda = model.is_cuda();
   FASTNAS_CHECK(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, Method
 from fastnas.search.optimiser import Adam, Sgd
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, pinned
+from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, narrow, pinned
 from fastnas.supernet.graphs import WARM_UP
 
 
@@ -115,10 +115,7 @@ class SearchStep:
         """A weight step at the rate that was set, one CUDA graph; loss and hits."""
         self.net.train()
         with pinned(tf32=True):
-            # Without autocast's cache: a CUDA graph would read the copies of weights that it held at the capture.
-            with torch.autocast(
-                images.device.type, self.precision, enabled=self.precision is not None, cache_enabled=False
-            ):
+            with narrow(images.device, self.precision):
                 logits = self.net(images)
             loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
             (grad,) = gradients(loss, self.net.weights)

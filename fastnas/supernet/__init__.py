@@ -9,7 +9,7 @@ from fastnas.spaces import Space
 from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
-from fastnas.supernet.problem import SupernetProblem, pinned
+from fastnas.supernet.problem import SupernetProblem, narrow, pinned
 from fastnas.supernet.reference import Supernet
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
@@ -59,5 +59,6 @@ __all__ = [
     "gradient_parts",
     "gradients",
     "joined",
+    "narrow",
     "pinned",
 ]

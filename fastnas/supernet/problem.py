@@ -90,6 +90,15 @@ class SupernetProblem:
             self.net.train(mode)
 
 
+def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.autocast:
+    """Within it convolutions and products are computed in ``precision``; None: as they are.
+
+    Without autocast's cache: a CUDA graph would read the copies of weights that it held when it was captured.
+    """
+    kind = torch.device(device).type
+    return torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False)
+
+
 @contextmanager
 def pinned(*, tf32: bool = False) -> Iterator[None]:
     """Within it cuDNN takes algorithms that repeat to the bit, and without ``tf32`` float32 is IEEE's on CUDA.

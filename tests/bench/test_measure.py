@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from bench.measure import alternate, commit, environment, peak_bytes, spread
+from bench.commit import commit
+from bench.measure import alternate, environment, peak_bytes, spread
 
 MIB = 1 << 20
 
