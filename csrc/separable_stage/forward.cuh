@@ -8,7 +8,7 @@
 // 12 for 128 of the product.
 #pragma once
 
-#include "separable_stage/tiles.cuh"
+#include "separable_stage/products.cuh"
 
 namespace fastnas::separable_stage {
 
@@ -68,9 +68,9 @@ __global__ void __launch_bounds__(kThreads, 3)
       Four four;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        four.v[e] = product.sum[i][j + e];
+        four.values[e] = product.sum[i][j + e];
         // Statistics are those of what is stored.
-        product.sum[i][j + e] = to_float(from_float<T>(four.v[e]));
+        product.sum[i][j + e] = to_float(from_float<T>(four.values[e]));
       }
       store_four(to, first_out + column + j, b.channels, b.raw_aligned, four);
     }
