@@ -37,8 +37,9 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 search: install
 	$(BIN)/python -m fastnas.search $(ARGS)
 
+# A file's tests stay together: what they set up once is set up once.
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,15 @@ def sources() -> list[Path]:
     return sorted(p for p in found if not p.name.endswith(LEFT_OUT) and p.parent.name not in IN_TRITON)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Processes that build in ``folder`` (made if need be) wait for one another: tests run in several."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compile_all(files: list[Path], folder: Path, options: list[str]) -> list[Path]:
     """Their objects, made anew where a source or any header is newer."""
     compiler = shutil.which("g++") or shutil.which("clang++")
@@ -37,7 +49,6 @@ def compile_all(files: list[Path], folder: Path, options: list[str]) -> list[Pat
     headers = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh")]
     headers += list((ROOT / "tests" / "cuda_on_host").glob("*.h"))
     newest = max(p.stat().st_mtime for p in headers)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def build(source: Path) -> Path:
         target = folder / ("-".join(source.relative_to(ROOT).parts) + ".o")
@@ -61,13 +72,14 @@ def on_host() -> Any:
     options = ["-std=c++20", "-O1", "-fPIC", "-Wno-psabi", "-DFASTNAS_WITH_CUDA", "-DFASTNAS_CUDA_ON_HOST"]
     options.append("-DFASTNAS_WANTED_BLOCKS=1")  # large tiles for small images
     options += [f"-I{path}" for path in includes] + watched
-    objects = compile_all(sources(), folder, options)
     target = folder / "fastnas_on_host.so"
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
-    command = ["g++", "-shared", *watched, *map(str, objects), *libraries, "-ltorch_cpu", "-lc10"]
-    if not target.exists() or target.stat().st_mtime < max(
-        p.stat().st_mtime for p in [*objects, Path(__file__)]
-    ):
-        subprocess.run([*command, "-o", str(target)], check=True)
+    with alone_in(folder):
+        objects = compile_all(sources(), folder, options)
+        libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+        command = ["g++", "-shared", *watched, *map(str, objects), *libraries, "-ltorch_cpu", "-lc10"]
+        if not target.exists() or target.stat().st_mtime < max(
+            p.stat().st_mtime for p in [*objects, Path(__file__)]
+        ):
+            subprocess.run([*command, "-o", str(target)], check=True)
     torch.ops.load_library(str(target))
     return torch.ops.fastnas_on_host

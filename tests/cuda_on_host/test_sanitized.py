@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda_on_host.library import BUILD, ROOT, compile_all
+from tests.cuda_on_host.library import BUILD, ROOT, alone_in, compile_all
 
 HERE = Path(__file__).parent
 KERNELS = {path.name.removesuffix("_cuda.cu"): path for path in (ROOT / "csrc").rglob("*_cuda.cu")}
@@ -37,9 +37,10 @@ def program(name: str, kind: str) -> Path:
         sources += [path for op in sorted(KERNELS.keys() & CASES) for path in (KERNELS[op], CASES[op])]
     flags, folder = WATCHED[kind], BUILD / kind
     includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}"]
-    objects = compile_all(sources, folder, [*OPTIONS, "-DFASTNAS_WITH_CUDA", *flags, *includes])
     target = folder / name
-    subprocess.run(["g++", *flags, *map(str, objects), "-o", str(target)], check=True)
+    with alone_in(folder):
+        objects = compile_all(sources, folder, [*OPTIONS, "-DFASTNAS_WITH_CUDA", *flags, *includes])
+        subprocess.run(["g++", *flags, *map(str, objects), "-o", str(target)], check=True)
     return target
 
 

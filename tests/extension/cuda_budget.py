@@ -1,4 +1,4 @@
-"""What the CUDA kernels take of a multiprocessor, as ptxas prints it: ``python -m tests.build.cuda_budget``."""
+"""What the CUDA kernels take of a multiprocessor, as ptxas prints it: ``python -m tests.extension.cuda_budget``."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def complaints(entries: list[Entry], allowed: dict[str, dict[str, int]]) -> list
     for kernel in sorted({entry.kernel for entry in entries} - allowed.keys()):
         own = [entry for entry in entries if entry.kernel == kernel]
         found.append(
-            f"{kernel} has no budget; add to tests/build/{BUDGET.name}: [{kernel}] registers = "
+            f"{kernel} has no budget; add to tests/extension/{BUDGET.name}: [{kernel}] registers = "
             f"{max(e.registers for e in own)} shared = {max(e.shared for e in own)}, a line each"
         )
     for kernel in sorted(allowed.keys() - {entry.kernel for entry in entries}):
-        found.append(f"[{kernel}] in tests/build/{BUDGET.name} is no kernel's; take it out")
+        found.append(f"[{kernel}] in tests/extension/{BUDGET.name} is no kernel's; take it out")
     for entry in entries:
         where = f"{entry.symbol} on sm_{entry.architecture}"
         own = allowed.get(entry.kernel, {})

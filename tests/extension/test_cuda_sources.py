@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.build.cuda_budget import (
+from tests.extension.cuda_budget import (
     ARCHITECTURES,
     CSRC,
     SOURCES,
@@ -73,7 +73,7 @@ def test_complaints(entry, complaint):
 
 def test_a_budget_of_no_kernel():
     assert complaints([], {"gone": {"registers": 1}}) == [
-        "[gone] in tests/build/cuda_budget.ini is no kernel's; take it out"
+        "[gone] in tests/extension/cuda_budget.ini is no kernel's; take it out"
     ]
 
 

@@ -1,34 +1,9 @@
-"""An op's tests under other CPU levels, and an op under other numbers of threads or on a device without a kernel."""
+"""An op under other numbers of threads or on a device without a kernel."""
 
-import os
-import subprocess
-import sys
-
-import pytest
 import torch
-
-from fastnas.build_info import build_info
-
-LEVELS = ["baseline", "avx2", "avx512"]
 
 # torch.library.opcheck of ops that write into an argument and return a list of tensors: torch.compile takes none such
 NOT_COMPILED = ("test_schema", "test_autograd_registration", "test_faketensor")
-
-
-def assert_passes_at(level, file, keyword):
-    """The tests of ``file`` that match ``keyword`` pass in a process whose kernels are those of ``level``."""
-    if level not in build_info().cpu_capabilities:
-        pytest.skip(f"this CPU has no {level}")
-    if level == build_info().cpu_capability:
-        pytest.skip(f"{level} is what this process runs the tests at")
-    code = (
-        "import sys, pytest, fastnas.build_info as b;"
-        f"assert b.build_info().cpu_capability == {level!r};"
-        f"sys.exit(pytest.main([{file!r}, '-k', {keyword!r}, '-p', 'no:cacheprovider']))"
-    )
-    environment = {**os.environ, "FASTNAS_CPU_CAPABILITY": level}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def runs_with_threads(function):

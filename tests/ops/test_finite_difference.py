@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fastnas.errors import FastnasError
 from fastnas.ops import difference_, perturb_, vector_norm
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
+from tests.ops.settings import as_elsewhere, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -51,6 +51,7 @@ def check_accuracy(saved, u, behind, radius, sign, perturb=perturb_, difference=
     assert_as_accurate(ahead, plain, exact)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("size", SIZES)
@@ -58,6 +59,7 @@ def test_accuracy_odd_sizes(size, sign, dtype):
     check_accuracy(*make(size, dtype), RADIUS, sign)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 1])
 def test_accuracy_of_large_vectors(offset, dtype):
@@ -70,6 +72,7 @@ def test_accuracy_of_large_vectors(offset, dtype):
     assert w[:offset].isnan().all()
 
 
+@pytest.mark.every_cpu_level
 @given(
     size=st.integers(0, 70),
     dtype=st.sampled_from(DTYPES),
@@ -84,6 +87,7 @@ def test_accuracy_random(size, dtype, scale, radius, sign, seed):
     check_accuracy(saved, scale * u, behind, radius, sign)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("size", [1, 37, 2000])
 @pytest.mark.parametrize("value", [1e-30, 1e30])
 def test_accuracy_where_float32_squares_underflow_or_overflow(value, size):
@@ -96,11 +100,7 @@ def test_accuracy_where_float32_squares_underflow_or_overflow(value, size):
     np.testing.assert_allclose(wide(ahead), exact, rtol=4 * torch.finfo(torch.float32).eps)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy or zero or not_finite")
-
-
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0, 1, 17, 20_013])
 def test_zero_vector_takes_no_step_and_gives_exactly_zero(size, dtype):
@@ -110,12 +110,14 @@ def test_zero_vector_takes_no_step_and_gives_exactly_zero(size, dtype):
     assert torch.count_nonzero(difference_(saved, behind, vector_norm(u), RADIUS)) == 0
 
 
+@pytest.mark.every_cpu_level
 def test_zero_eps_where_it_overflows():
     saved, u = torch.ones(5), torch.full((5,), 1e-43)
     assert torch.equal(perturbed(saved, u), saved)
     assert perturbed(saved.double(), u.double())[0] != 1
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", [0, 16, 36])  # in the vectors and behind them
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -130,6 +132,7 @@ def test_not_finite_vectors_are_not_hidden(value, place, dtype):
     assert difference_(saved.clone(), saved.clone(), norm, RADIUS).isnan().all()
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_not_finite_gradients_pass_through(value):
     ahead, behind, u = make(37)

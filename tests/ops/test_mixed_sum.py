@@ -8,7 +8,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops import mixed_sum
 from fastnas.ops.mixed_sum import _mixed_sum_ref
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import runs_with_threads
 
 OPS = torch.ops.fastnas
 # branch dtype and weight dtype
@@ -58,24 +58,28 @@ def check_accuracy(weights, branches, grad):
         assert_as_accurate(mine, theirs, truth)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize(("dtype", "weights_dtype"), DTYPES)
 @pytest.mark.parametrize("size", [1, 7, 129, 151, 1134, 16384 + 2048 + 13])
 def test_accuracy_odd_sizes(poisoned, size, dtype, weights_dtype):
     check_accuracy(*make((size,), 5, dtype, weights_dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize(("dtype", "weights_dtype"), DTYPES)
 @pytest.mark.parametrize("branch_count", [1, 2, 4, 8, 40, 300])
 def test_accuracy_branch_counts(poisoned, branch_count, dtype, weights_dtype):
     check_accuracy(*make((3, 5, 11), branch_count, dtype, weights_dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize(("dtype", "branch_count"), [(torch.float32, 9), (torch.bfloat16, 17)])
 def test_accuracy_of_large_outputs(poisoned, dtype, branch_count):
     """More than 16 MiB of gradients, which are written past the caches."""
     check_accuracy(*make(((1 << 19) + 13,), branch_count, dtype))
 
 
+@pytest.mark.every_cpu_level
 @given(
     shape=st.lists(st.integers(0, 9), min_size=0, max_size=5),
     branch_count=st.integers(1, 9),
@@ -85,11 +89,6 @@ def test_accuracy_of_large_outputs(poisoned, dtype, branch_count):
 @settings(max_examples=40, deadline=None)
 def test_accuracy_random_shapes(shape, branch_count, dtypes, seed):
     check_accuracy(*make(shape, branch_count, *dtypes, seed=seed))
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0, 2)])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fastnas.errors import FastnasError
 from fastnas.ops import difference_, neumann_step_, vector_norm
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
+from tests.ops.settings import as_elsewhere, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -47,12 +47,14 @@ def check(v, series, ahead, behind, radius=RADIUS, gamma=GAMMA, step=neumann_ste
     assert abs(wide(norm) - exact) <= 4 * EPS * exact
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_accuracy(size, dtype):
     check(*make(size, dtype))
 
 
+@pytest.mark.every_cpu_level
 @given(
     size=st.integers(0, 70),
     dtype=st.sampled_from(DTYPES),
@@ -67,11 +69,7 @@ def test_accuracy_random(size, dtype, scale, radius, gamma, seed):
     check(scale * v, scale * series, ahead, behind, radius, gamma)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy or zero or not_finite or norm")
-
-
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0, 1, 129, 300_007])
 def test_the_norm_is_vector_norms_to_the_bit(size, dtype):
@@ -79,6 +77,7 @@ def test_the_norm_is_vector_norms_to_the_bit(size, dtype):
     assert torch.equal(norm, vector_norm(moved))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("value", [1e-30, 1e30])
 def test_norm_where_float32_squares_underflow_or_overflow(value):
     v = torch.full((37,), value)
@@ -90,6 +89,7 @@ def test_norm_where_float32_squares_underflow_or_overflow(value):
     assert norm.item() == pytest.approx(0.95 * value * 37**0.5, rel=1e-6)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 17, 2000])
 def test_zero_stays_zero(size, dtype):
@@ -100,6 +100,7 @@ def test_zero_stays_zero(size, dtype):
     assert norm == 0
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_not_finite_vectors_are_not_hidden(value, dtype):

@@ -18,7 +18,7 @@ from tests.ops.images import (
     in_slice,
     last,
 )
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import runs_with_threads
 
 DTYPES = [torch.float32, torch.float64]
 EPS = 1e-5
@@ -71,6 +71,7 @@ def check_accuracy(weights, branches, grad, **options):
         assert_statistics_are_exact(statistics, branches)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("branch_count", [1, 4, 7])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -78,12 +79,14 @@ def test_accuracy(poisoned, shape, branch_count, dtype):
     check_accuracy(*make(shape, branch_count, dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("branch_count", [2, 40])
 def test_accuracy_of_many_chunks(poisoned, branch_count, dtype):
     check_accuracy(*make((7, 19, 21, 20), branch_count, dtype))
 
 
+@pytest.mark.every_cpu_level
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 9), st.integers(1, 9)),
     branch_count=st.integers(1, 9),
@@ -102,6 +105,7 @@ def some_statistics(branch_count, channels, dtype, seed=5):
     return statistics
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 5, 1, 1), (3, 17, 6, 5)])
 def test_accuracy_in_evaluation(poisoned, shape, dtype):
@@ -129,6 +133,7 @@ def test_known_batch_statistics_are_not_computed_again(dtype):
     assert not torch.equal(other[0], full[0])
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("mean", [1e4, -1e4])
 def test_accuracy_far_from_zero(mean):
     """A mean 10,000 times the deviation: the statistics are exact, the rest as accurate as alpha x + beta can be."""
@@ -144,11 +149,6 @@ def test_is_batch_norm():
         w * F.batch_norm(x, None, None, training=True) for w, x in zip(weights, branches, strict=True)
     )
     torch.testing.assert_close(normalised_mixed_sum(weights, branches)[0], expected)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("shape", EMPTY)

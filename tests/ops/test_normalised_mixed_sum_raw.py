@@ -7,7 +7,6 @@ from fastnas.ops._images import batch_statistics
 from fastnas.ops.normalised_mixed_sum import _normalised_mixed_sum_ref
 from tests.ops.accuracy import assert_agrees
 from tests.ops.images import Random, in_slice, last
-from tests.ops.settings import LEVELS, assert_passes_at
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -47,6 +46,7 @@ class Raw:
         return [out.detach(), *torch.autograd.grad(out, leaves, self.grad.to(dtype))]
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [True, False])
 def test_accuracy(poisoned, dtype, training):
@@ -67,11 +67,6 @@ def test_accuracy(poisoned, dtype, training):
     exact = raw.expected(training, torch.float64)
     for mine, theirs, truth in zip(ours, raw.expected(training, dtype), exact, strict=True):
         assert_agrees(mine, theirs, truth, truth.abs())
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("shape", [(3, 17, 6, 5), (0, 17, 6, 5)])

@@ -8,7 +8,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops import adam_step_, sgd_step_, vector_norm
 from fastnas.ops._vectors import number_or_tensor
 from tests.ops.accuracy import ULPS, wide
-from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
+from tests.ops.settings import as_elsewhere, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -118,6 +118,7 @@ def check_adam(alpha, grads, step=adam_step_, **options):
     assert torch.equal(count, their_count)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
@@ -127,6 +128,7 @@ def test_accuracy_of_sgd(size, changes, dtype):
     check_sgd(*make(size, dtype), **(SGD | changes))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
@@ -136,6 +138,7 @@ def test_accuracy_of_adam(size, changes, dtype):
     check_adam(*make(size, dtype), **(ADAM | changes))
 
 
+@pytest.mark.every_cpu_level
 @given(
     size=st.integers(0, 70),
     dtype=st.sampled_from(DTYPES),
@@ -152,6 +155,7 @@ def test_accuracy_random(size, dtype, rate, factor, decay, clip, seed):
     check_adam(w, grads, learning_rate=rate, betas=(factor, 0.99), eps=1e-6, weight_decay=decay)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize(("scale", "clip"), [(1e-30, 1e-9), (1e30, 0.5)])
 def test_accuracy_where_float32_squares_underflow_or_overflow(scale, clip):
     grad = make(1001, steps=0)[0] * scale
@@ -165,11 +169,6 @@ def test_accuracy_where_float32_squares_underflow_or_overflow(scale, clip):
     np.testing.assert_allclose(wide(w), -0.1 * factor * wide(grad), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy or not_finite or infinite")
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_norm_is_returned_and_the_gradient_left_alone(dtype):
     w, (grad,) = make(129, dtype, steps=1)
@@ -178,6 +177,7 @@ def test_the_norm_is_returned_and_the_gradient_left_alone(dtype):
     assert torch.equal(grad, before)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("place", [0, 16, 36])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("clip", [0.5, torch.inf])
@@ -197,6 +197,7 @@ def test_not_finite_gradients_do_what_they_do_in_torch(clip, value, place):
     torch.testing.assert_close(ours[0], plain[0], equal_nan=True)
 
 
+@pytest.mark.every_cpu_level
 def test_an_infinite_weight_without_decay_spoils_no_buffer():
     w, (grad,) = make(37, steps=1)
     w[[3, 36]] = torch.inf

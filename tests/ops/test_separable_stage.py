@@ -23,7 +23,7 @@ from tests.ops.images import (
     last,
     squared,
 )
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -120,6 +120,7 @@ def check_accuracy(case):
     assert_statistics_are_exact(statistics, ours[: len(case.grads)])
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_accuracy(poisoned, shape, dtype):
@@ -127,12 +128,14 @@ def test_accuracy(poisoned, shape, dtype):
     check_accuracy(make(shape, ALL, dtype=dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("channels", "out_channels"), [(1, 40), (40, 1), (16, 17), (17, 16), (5, 3)])
 def test_accuracy_other_channels(poisoned, channels, out_channels, dtype):
     check_accuracy(make((2, channels, 7, 9), SOME, out_channels, dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES[1:-1])
 @pytest.mark.parametrize("shared", [True, False])
@@ -146,6 +149,7 @@ def some_statistics(states, channels, dtype):
     return statistics
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shared", [True, False])
 def test_accuracy_in_evaluation(poisoned, shared, dtype):
@@ -157,6 +161,7 @@ def test_accuracy_in_evaluation(poisoned, shared, dtype):
     check_accuracy(case)
 
 
+@pytest.mark.every_cpu_level
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9)),
     kinds=st.lists(st.sampled_from(ALL), min_size=1, max_size=4),
@@ -172,6 +177,7 @@ def test_accuracy_random_shapes(shape, kinds, fewer, shared, normalise, dtype, s
     check_accuracy(make(shape, kinds, out_channels, dtype, seed, shared, normalise=normalise))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [1e4, -1e4])
 def test_accuracy_of_statistics_far_from_zero(mean, dtype):
@@ -179,11 +185,6 @@ def test_accuracy_of_statistics_far_from_zero(mean, dtype):
     x, w = Random(0, dtype).images(17, 5, 16, 16), torch.eye(5, dtype=dtype)[:, :, None, None]
     raws, statistics = separable_stage(x + abs(mean), [None], [w * mean / abs(mean)])
     assert_statistics_are_exact(statistics, raws)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

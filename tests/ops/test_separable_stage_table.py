@@ -10,7 +10,7 @@ from fastnas.ops._images import batch_statistics, normalised, plain_statistics
 from fastnas.ops.separable_stage import Branch
 from tests.ops.accuracy import assert_agrees
 from tests.ops.images import Random, allocated, assert_statistics_are_exact, in_slice, last
-from tests.ops.settings import LEVELS, NOT_COMPILED, assert_passes_at
+from tests.ops.settings import NOT_COMPILED
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -159,6 +159,7 @@ class Call:
         return [*raws, weights_grad, *source_grads]
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [(1, 2, 3), (2, 7, 9), (17, 8, 5), (3, 4, 6)])
@@ -170,6 +171,7 @@ def test_accuracy(poisoned, size, training, dtype):
         assert_agrees(mine, theirs, truth, truth.abs())
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_accuracy_of_statistics(dtype):
     call = Call(dtype, (5, 8, 6))
@@ -178,11 +180,6 @@ def test_accuracy_of_statistics(dtype):
     assert_statistics_are_exact(call.statistics[[1, 3, 4, 5, 6, 7]], raws)
     assert call.statistics[0].isnan().all()  # nobody's
     assert torch.equal(call.statistics[2], before[2])
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 def test_statistics_are_left_alone_in_evaluation():

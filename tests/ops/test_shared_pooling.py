@@ -16,7 +16,7 @@ from tests.ops.images import (
     assert_statistics_are_exact,
     in_slice,
 )
-from tests.ops.settings import LEVELS, NOT_COMPILED, assert_passes_at, runs_with_threads
+from tests.ops.settings import NOT_COMPILED, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -50,6 +50,7 @@ def check_accuracy(x, grads, stride):
     assert_statistics_are_exact(statistics, ours[:2])
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -57,6 +58,7 @@ def test_accuracy(poisoned, shape, stride, dtype):
     check_accuracy(*make(shape, stride, dtype), stride)
 
 
+@pytest.mark.every_cpu_level
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(1, 19), st.integers(1, 9), st.integers(1, 9)),
     stride=st.integers(1, 4),
@@ -68,17 +70,13 @@ def test_accuracy_random_shapes(shape, stride, dtype, seed):
     check_accuracy(*make(shape, stride, dtype, seed), stride)
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [0.0, 1e4, -1e4])
 def test_accuracy_of_statistics_far_from_zero(mean, dtype):
     x, _ = make((17, 5, 16, 16), dtype=dtype)
     pooled, statistics = shared_pooling(x + mean)
     assert_statistics_are_exact(statistics, pooled)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -243,6 +241,7 @@ class Edges:
         return total + torch.autograd.grad(pooled, x, pooled_grads)[0]
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize("stride", [1, 2])

@@ -6,7 +6,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops import vector_norm
 from fastnas.ops.vector_norm import _vector_norm_ref
 from tests.ops.accuracy import wide
-from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
+from tests.ops.settings import as_elsewhere, runs_with_threads
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = [0, 1, 7, 63, 129, 2048 + 13, 16384 + 2048 + 13, 300_007]
@@ -25,12 +25,14 @@ def check_accuracy(vector, norm_of=vector_norm):
     assert abs(wide(norm) - exact) <= abs(wide(plain) - exact) + 4 * EPS * exact
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_accuracy(size, dtype):
     check_accuracy(make(size, dtype))
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("value", [1e-45, 1e-30, 1e30, 3e38])
 def test_accuracy_where_float32_squares_underflow_or_overflow(value):
     vector = torch.full((1001,), value)
@@ -38,11 +40,7 @@ def test_accuracy_where_float32_squares_underflow_or_overflow(value):
     assert abs(wide(vector_norm(vector)) - exact) <= 4 * EPS * exact
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy or not_finite")
-
-
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("place", [0, 100, 20_000, 20_012])  # in the vectors, behind them, in the last chunk
 def test_not_finite(place, dtype):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fastnas.errors import FastnasError
 from fastnas.ops import sgd_step_, virtual_step_
 from tests.ops.accuracy import Exact, assert_as_accurate, wide
-from tests.ops.settings import LEVELS, as_elsewhere, assert_passes_at, runs_with_threads
+from tests.ops.settings import as_elsewhere, runs_with_threads
 
 OPS = torch.ops.fastnas
 DTYPES = [torch.float32, torch.float64]
@@ -50,6 +50,7 @@ def check(w, grad, buffer, step=virtual_step_, **options):
 CHANGES = [{}, {"momentum": 0.0}, {"weight_decay": 0.0}, {"learning_rate": 0.0}]
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
@@ -59,6 +60,7 @@ def test_accuracy(size, changes, dtype):
     check(w, grad, None, **(STEP | changes))
 
 
+@pytest.mark.every_cpu_level
 @given(
     size=st.integers(0, 70),
     dtype=st.sampled_from(DTYPES),
@@ -70,11 +72,6 @@ def test_accuracy(size, changes, dtype):
 @settings(max_examples=60, deadline=None)
 def test_accuracy_random(size, dtype, rate, factor, decay, seed):
     check(*make(size, dtype, seed), learning_rate=rate, momentum=factor, weight_decay=decay)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level(level):
-    assert_passes_at(level, __file__, "accuracy or infinite")
 
 
 def test_is_sgds_step_of_w():
@@ -99,6 +96,7 @@ def check_infinite_weights(step):
     torch.testing.assert_close(moved, w - 0.1 * (grad + 0.9 * buffer))
 
 
+@pytest.mark.every_cpu_level
 def test_infinite_weights():
     check_infinite_weights(virtual_step_)
     check_infinite_weights(elsewhere)

@@ -9,11 +9,10 @@ from sklearn.datasets import load_digits
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastnas.bilevel import METHODS, InnerSettings
-from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
 from fastnas.search.step import SearchStep
 from fastnas.supernet import gradients
-from tests.ops.settings import LEVELS, assert_passes_at, runs_with_threads
+from tests.ops.settings import runs_with_threads
 from tests.supernet.networks import SHAPES, SPACES, batch, is_fused, named, supernet
 
 
@@ -59,6 +58,7 @@ def assert_as_accurate_as_plain_pytorch(draws):
 # ---------------------------------------------------------------------------- the same numbers
 
 
+@pytest.mark.every_cpu_level
 @pytest.mark.parametrize("shape", SHAPES, ids=named)
 def test_float64_is_exact(shape):
     found, exact = (results(supernet(shape, backend), *batch(shape)) for backend in ("fused", "reference"))
@@ -128,14 +128,6 @@ def test_after_50_training_steps_both_are_still_the_same(shape, digits):
             for x, y in digits[50:55]
         ]
     )
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_cpu_level_computes_the_same(level):
-    """Vectors differ in length: channels and rows end elsewhere."""
-    if level == build_info().cpu_capability:
-        pytest.skip("the tests above ran at this level")
-    assert_passes_at(level, __file__, "float64_is_exact and (C4-L3 or C6-L2)")
 
 
 @pytest.mark.parametrize("space", SPACES)
