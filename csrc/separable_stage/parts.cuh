@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "separable_stage/tiles.cuh"
+#include "separable_stage/windows.cuh"
 
 namespace fastnas::separable_stage {
 
@@ -72,8 +72,8 @@ inline Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t l
 // Floats of a window of so many positions a side beyond a tile's own.
 inline int64_t window_floats(const Tiling& t, int64_t stride, int64_t dilation, int64_t beyond) {
   const int64_t rows = (t.tile_height - 1) * stride + 1 + beyond;
-  const int64_t columns = odd(to_int((t.tile_width - 1) * stride + 1 + beyond));
-  return t.tile_images * rows * columns * kDepth + window_slack(to_int(stride), to_int(dilation));
+  const int pitch = pitch_of(to_int((t.tile_width - 1) * stride + 1 + beyond));
+  return t.tile_images * rows * pitch + window_slack(to_int(stride), to_int(dilation));
 }
 
 inline int64_t window_floats(const Params& p, const Part& part, const Tiling& t) {
@@ -99,7 +99,7 @@ void choose_tiles(Part& part, int64_t images, int64_t height, int64_t width, int
     const bool empty = 2 * part.tiling.positions() <= part.capacity;
     const bool few = part.tiling.tiles() * blocks < kWantedBlocks;
     const bool large = bytes(part.capacity, part.window_floats) > kGoodShared;
-    if (part.capacity > 64 && (empty || few || large))
+    if (part.capacity > kLeastPositions && (empty || few || large))
       part.capacity /= 2;
     else if (large && part.tiling.tile_images > 1)
       most_images = part.tiling.tile_images - 1;

@@ -14,20 +14,15 @@ __device__ __forceinline__ void fill_tile(const BranchView<T>& b, const float* w
                                           float* tile) {
   const int reach = b.dilation * (b.kernel / 2), pad = max(reach, b.shift);
   if (b.kernel > 0 && !b.dense) {
-    depthwise(b.kernel, window, w, weights, t, pad - reach, b.dilation, b.stride,
-              [&](int position, int first, int step, int c, const Four(&sums)[kRun]) {
-#pragma unroll
-                for (int i = 0; i < kRun; ++i)
-                  if (first + i * step < t.tile_width)
-                    four_at(tile + (position + first + i * step) * kRow + c) = sums[i];
-              });
+    FASTNAS_FOR_DEPTHWISE(
+        b.kernel, b.stride, b.dilation, depthwise_blocks, window, w, weights, t, pad - reach, b.stride,
+        [&](int position, int channel, float sum) { tile[position * kRow + channel] = sum; });
     return;
   }
   const int row = b.dense ? tap / b.kernel : pad + b.shift, column = b.dense ? tap % b.kernel : pad + b.shift;
-  const float* first = window + (row * w.columns + column) * kDepth;
+  const float* first = window + row * w.pitch + column * kDepth;
   for (int item = threadIdx.x; item < 4 * t.positions(); item += blockDim.x)
-    four_at(tile + item / 4 * kRow + item % 4 * 4) =
-        four_at(first + places[item / 4] * kDepth + item % 4 * 4);
+    four_at(tile + item / 4 * kRow + item % 4 * 4) = four_at(first + places[item / 4] + item % 4 * 4);
 }
 
 // What makes the gradient of four channels of raw outputs, a (g + b (t - mean) + c); zero beyond the

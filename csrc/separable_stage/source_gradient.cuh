@@ -58,9 +58,9 @@ template <class T>
 __device__ __forceinline__ Window outputs_over(const Tiling& t, const Tile& tile, const GatherBranch<T>& b) {
   const int first = lead_of(b) - span_of(b), half = b.stride - 1;  // >> half divides by the stride, down
   const int more = b.stride == 1 ? 1 : 2;
+  const int columns = (t.tile_width - 1 + span_of(b)) / b.stride + more;
   return {(tile.y + first) >> half, (tile.x + first) >> half,
-          (t.tile_height - 1 + span_of(b)) / b.stride + more,
-          odd((t.tile_width - 1 + span_of(b)) / b.stride + more)};
+          (t.tile_height - 1 + span_of(b)) / b.stride + more, columns, pitch_of(columns)};
 }
 
 // Adds what a branch of stride 2, or without a depthwise convolution, gives to each position of a tile.
@@ -80,7 +80,7 @@ __device__ __forceinline__ void scatter_branch(const GatherBranch<T>& b, const f
       for (int kx = 0; kx < taps; ++kx) {
         const int x = position.x + lead - b.dilation * kx;
         if (x & half) continue;
-        const Four value = four_at(window + (row * w.columns + (x >> half) - w.x) * kDepth + c);
+        const Four value = four_at(window + row * w.pitch + ((x >> half) - w.x) * kDepth + c);
         Four weight = {{1.0f, 1.0f, 1.0f, 1.0f}};
         if (b.kernel > 0) weight = four_at(weights + (ky * taps + kx) * kDepth + c);
 #pragma unroll
@@ -118,16 +118,9 @@ __global__ void __launch_bounds__(kGatherThreads, 2)
                 window_slack(1, b.dilation), window);
     __syncthreads();
     if (b.kernel > 0 && b.stride == 1)
-      depthwise(b.kernel, window, w, weights, tiling, 0, b.dilation, 1,
-                [&](int position, int column, int step, int c, const Four(&run)[kRun]) {
-#pragma unroll
-                  for (int i = 0; i < kRun; ++i) {
-                    if (column + i * step >= tiling.tile_width) continue;
-                    Four& sum = four_at(tile + (position + column + i * step) * kRow + c);
-#pragma unroll
-                    for (int e = 0; e < 4; ++e) sum.values[e] += run[i].values[e];
-                  }
-                });
+      FASTNAS_FOR_DEPTHWISE(
+          b.kernel, 1, b.dilation, depthwise_blocks, window, w, weights, tiling, 0, 1,
+          [&](int position, int channel, float sum) { tile[position * kRow + channel] += sum; });
     else
       scatter_branch(b, window, w, weights, tiling, at, tile);
   }

@@ -24,8 +24,9 @@ inline constexpr int kFinishThreads = 64;  // of kernels that add up tiles
 inline constexpr int kDepth = 16;          // channels in shared memory at a time
 // Floats from position to position of a tile: 16, and 4 more, so that eight positions lie in different banks.
 inline constexpr int kRow = kDepth + 4;
-inline constexpr int kRun = 4;       // outputs of a row that a thread computes together
-inline constexpr int kInFlight = 4;  // loads that a thread has on their way at a time
+inline constexpr int kRun = 4;              // outputs that a thread computes together, down and across
+inline constexpr int kInFlight = 4;         // loads that a thread has on their way at a time
+inline constexpr int kLeastPositions = 64;  // that a tile has memory for, if it has as many or not
 inline constexpr int kMaxPositions = 256;
 inline constexpr int kMaxTaps = 49;   // of a 7x7 kernel
 inline constexpr int kBranches = 16;  // of a launch: their table travels in the kernel's argument

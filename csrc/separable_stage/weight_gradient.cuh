@@ -7,73 +7,81 @@
 // edge's branches.
 #pragma once
 
+#include <algorithm>
+
 #include "separable_stage/products.cuh"
 
 namespace fastnas::separable_stage {
 
-inline constexpr int kWeightOuts = 2 * kDepth;              // output channels of a block,
-inline constexpr int kPatches = kDepth / 4 * (kDepth / 4);  // in patches of 4 x 4,
-inline constexpr int kSlices =
-    kThreads / kPatches;  // each summed by so many threads over every so manieth position
+inline constexpr int kWeightOuts =
+    2 * kDepth;                   // output channels of a block, each thread 8 x 4 of the products
+inline constexpr int kSums = 25;  // taps at most that a thread has
+// All sums of a block at the end fit where its four tiles were.
+static_assert(kThreads * std::max(32, kSums) <= 4 * kLeastPositions * kRow);
 
-// Of the taps of a depthwise kernel's row: sums over the runs of a tile of the gradient times what it was
-// convolved with.
-template <int K, int kAdvance>
-__device__ __forceinline__ void correlate_runs(const float* window, const Window& w, const float* gradient,
-                                               const Tiling& t, int offset, int dilation, int stride,
-                                               Four (&sums)[7]) {
-  constexpr int slices = kThreads / (4 * K);
-  const Runs runs(t.tile_width, stride, dilation);
-  const int rows = t.tile_images * t.tile_height;
-  const int c = threadIdx.x % 4 * 4, ky = threadIdx.x / 4 % K, slice = threadIdx.x / (4 * K);
-  if (slice >= slices) return;
-  for (int i = slice; i < rows * runs.per_row; i += slices) {
-    const int row = i % rows, first = runs.first(i / rows);
-    const int line = row / t.tile_height * w.rows + row % t.tile_height * stride + offset + ky * dilation;
-    const float* base = window + (line * w.columns + first * stride + offset) * kDepth + c;
-    Four g[kRun];
+// How the gradient of a depthwise kernel's weights is shared among threads: each has one channel, kRows of
+// the kernel's rows, and every kSlices-th block.
+template <int K>
+struct TapShare {
+  static constexpr int kParts = K == 7 ? 4 : 1, kRows = (K + kParts - 1) / kParts;
+  static constexpr int kSlices = kThreads / kDepth / kParts;
+  static_assert(kRows * K <= kSums);
+  int channel = static_cast<int>(threadIdx.x) % kDepth;
+  int first_row = static_cast<int>(threadIdx.x) / kDepth % kParts * kRows;
+  int slice = static_cast<int>(threadIdx.x) / kDepth / kParts;
+};
+
+// Sums over the outputs of a tile of the gradient times what it was convolved with, tap by tap.
+template <int K, int kAdvance, int kDilation>
+__device__ __forceinline__ void correlate(const float* window, const Window& w, const float* gradient,
+                                          const Tiling& t, int offset, int stride, float (&sums)[kSums]) {
+  constexpr int kRows = TapShare<K>::kRows;
+  const Blocks blocks(t, stride, kDilation);
+  const TapShare<K> own;
+#pragma unroll 1
+  for (int i = own.slice; i < blocks.count(); i += own.kSlices) {
+    const Blocks::Block block = blocks[i];
+    float g[kRun][kRun];
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      const int x = first + j * runs.step;
-      g[j] = x < t.tile_width ? four_at(gradient + (row * t.tile_width + x) * kRow + c) : zero_four();
-    }
+    for (int y = 0; y < kRun; ++y)
 #pragma unroll
-    for (int column = 0; column < (kRun - 1) * kAdvance + K; ++column) {
-      const Four value = four_at(base + column * dilation * kDepth);
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        const int kx = column - kAdvance * j;
-        if (kx < 0 || kx >= K) continue;
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[kx].values[e] += value.values[e] * g[j].values[e];
+      for (int x = 0; x < kRun; ++x) {
+        const int row = block.y + y * blocks.step(), column = block.x + x * blocks.step();
+        const int position = (block.image * t.tile_height + row) * t.tile_width + column;
+        const bool there = row < t.tile_height && column < t.tile_width;
+        g[y][x] = there ? gradient[position * kRow + own.channel] : 0.0f;
       }
-    }
+    for_rows<kRows, K, kAdvance, kDilation>(window, w, block, own.channel, offset, stride, own.first_row,
+                                            [&](int row, const float* value) {
+#pragma unroll
+                                              for (int y = 0; y < kRun; ++y) {
+                                                const int ky = row - kAdvance * y;
+                                                if (ky < 0 || ky >= kRows) continue;
+#pragma unroll
+                                                for (int kx = 0; kx < K; ++kx)
+#pragma unroll
+                                                  for (int x = 0; x < kRun; ++x)
+                                                    sums[ky * K + kx] += value[x * kAdvance + kx] * g[y][x];
+                                              }
+                                            });
   }
 }
 
+// The threads' sums, added up in order: (channels, taps) from `to`.
 template <int K>
-__device__ __forceinline__ void correlate(const float* window, const Window& w, const float* gradient,
-                                          const Tiling& t, int offset, int dilation, int stride,
-                                          Four (&sums)[7]) {
-  if (stride == 2 && dilation == 1)
-    correlate_runs<K, 2>(window, w, gradient, t, offset, dilation, stride, sums);
-  else
-    correlate_runs<K, 1>(window, w, gradient, t, offset, dilation, stride, sums);
-}
-
-// The slices' sums of a depthwise kernel, added up in order: (channels, taps) from `to`.
-template <int K>
-__device__ __forceinline__ void store_correlation(const Four (&sums)[7], int channels, int first,
+__device__ __forceinline__ void store_correlation(const float (&sums)[kSums], int channels, int first,
                                                   float* scratch, float* to) {
-  constexpr int slices = kThreads / (4 * K);
-  const int c = threadIdx.x % 4 * 4, ky = threadIdx.x / 4 % K, slice = threadIdx.x / (4 * K);
-  if (slice < slices)
+  constexpr int kTaps = K * K * kDepth;
+  const TapShare<K> own;
 #pragma unroll
-    for (int kx = 0; kx < K; ++kx) four_at(scratch + ((slice * K + ky) * K + kx) * kDepth + c) = sums[kx];
+  for (int tap = 0; tap < own.kRows * K; ++tap) {
+    const int all = own.first_row * K + tap;
+    if (all < K * K) scratch[own.slice * kTaps + all * kDepth + own.channel] = sums[tap];
+  }
   __syncthreads();
-  for (int i = threadIdx.x; i < K * K * kDepth; i += kThreads) {
+  for (int i = threadIdx.x; i < kTaps; i += kThreads) {
     float sum = 0.0f;
-    for (int s = 0; s < slices; ++s) sum += scratch[s * K * K * kDepth + i];
+    for (int s = 0; s < own.kSlices; ++s) sum += scratch[s * kTaps + i];
     const int channel = first + i % kDepth;
     if (channel < channels) to[static_cast<int64_t>(channel) * (K * K) + i / kDepth] = sum;
   }
@@ -99,15 +107,14 @@ __global__ void __launch_bounds__(kThreads, 3)
   float* window = reinterpret_cast<float*>(bytes);
   float* tile = window + window_floats;
   float* gradient = tile + capacity * kRow;
-  float* raw[2] = {gradient + capacity * kRow, gradient + 2 * capacity * kRow};
-  float* weights = gradient + 3 * capacity * kRow;
+  float* raw = gradient + capacity * kRow;  // twice: of kDepth output channels each
+  float* weights = raw + 2 * capacity * kRow;
 
-  const int patch = threadIdx.x % kPatches, slice = threadIdx.x / kPatches;
-  const int out = patch / (kDepth / 4) * 4, c = patch % (kDepth / 4) * 4;
-  float product[2][4][4] = {};
-  Four correlation[7];
-#pragma unroll
-  for (int k = 0; k < 7; ++k) correlation[k] = zero_four();
+  // This thread's eight rows and four columns of the product, summed over every so manieth position.
+  const int patches = wide ? 16 : 8, slices = kThreads / patches;
+  const int patch = static_cast<int>(threadIdx.x) % patches, slice = static_cast<int>(threadIdx.x) / patches;
+  const int out = patch / 4 * 8, c = patch % 4 * 4;
+  float product[8][4] = {}, correlation[kSums] = {};
   load_norm(b.source.norm, channels, first, eps, norm);
   if (depthwise) load_depthwise(b.depthwise, taps, channels, first, false, weights);
 
@@ -122,8 +129,8 @@ __global__ void __launch_bounds__(kThreads, 3)
     __syncthreads();
     load_window(b.source, tiling.images, at.image, tiling.tile_images, w, first, norm, b.relu,
                 window_slack(b.stride, b.dilation), window);
-    load_raw_gradient(b, tiling, pixels, first_out, raw[0]);
-    if (wide) load_raw_gradient(b, tiling, pixels, first_out + kDepth, raw[1]);
+    load_raw_gradient(b, tiling, pixels, first_out, raw);
+    if (wide) load_raw_gradient(b, tiling, pixels, first_out + kDepth, raw + capacity * kRow);
     if (correlates) {
       const int channel = threadIdx.x % 4 * 4, aligned = channels % 4 == 0;
 #pragma unroll 4
@@ -136,44 +143,37 @@ __global__ void __launch_bounds__(kThreads, 3)
     __syncthreads();
     fill_tile(b, window, w, weights, tiling, places, tap, tile);
     __syncthreads();
-    for (int p = slice; p < tiling.positions(); p += kSlices) {
+    const float* factor = raw + out / kDepth * capacity * kRow + out % kDepth;
+#pragma unroll 2
+    for (int p = slice; p < tiling.positions(); p += slices) {
       const Four d = four_at(tile + p * kRow + c);
+      const Four g[2] = {four_at(factor + p * kRow), four_at(factor + p * kRow + 4)};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (half == 1 && !wide) continue;
-        const Four g = four_at(raw[half] + p * kRow + out);
+      for (int i = 0; i < 8; ++i)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int j = 0; j < 4; ++j) product[half][i][j] += g.values[i] * d.values[j];
-      }
+        for (int j = 0; j < 4; ++j) product[i][j] += g[i / 4].values[i % 4] * d.values[j];
     }
     if (!correlates) continue;
     const int reach = b.dilation * (b.kernel / 2), offset = max(reach, b.shift) - reach;
-    if (b.kernel == 3)
-      correlate<3>(window, w, gradient, tiling, offset, b.dilation, b.stride, correlation);
-    else if (b.kernel == 5)
-      correlate<5>(window, w, gradient, tiling, offset, b.dilation, b.stride, correlation);
-    else
-      correlate<7>(window, w, gradient, tiling, offset, b.dilation, b.stride, correlation);
+    FASTNAS_FOR_DEPTHWISE(b.kernel, b.stride, b.dilation, correlate, window, w, gradient, tiling, offset,
+                          b.stride, correlation);
   }
 
   float* to = shares + blockIdx.x * numbers + b.offset;
+  __syncthreads();
+  const int outs = wide ? kWeightOuts : kDepth;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) tile[(slice * kDepth + out + i) * kDepth + c + j] = product[half][i][j];
-    __syncthreads();
-    for (int i = threadIdx.x; i < kDepth * kDepth; i += kThreads) {
-      float sum = 0.0f;
-      for (int s = 0; s < kSlices; ++s) sum += tile[s * kDepth * kDepth + i];
-      const int row = first_out + half * kDepth + i / kDepth, column = first + i % kDepth;
-      if (row < b.channels && column < channels)
-        to[(static_cast<int64_t>(row) * channels + column) * products + tap] = sum;
-    }
+  for (int i = 0; i < 8; ++i) {
+    const Four row = {{product[i][0], product[i][1], product[i][2], product[i][3]}};
+    four_at(tile + (slice * outs + out + i) * kDepth + c) = row;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < outs * kDepth; i += kThreads) {
+    float sum = 0.0f;
+    for (int s = 0; s < slices; ++s) sum += tile[s * outs * kDepth + i];
+    const int row = first_out + i / kDepth, column = first + i % kDepth;
+    if (row < b.channels && column < channels)
+      to[(static_cast<int64_t>(row) * channels + column) * products + tap] = sum;
   }
   if (!correlates) return;
   __syncthreads();

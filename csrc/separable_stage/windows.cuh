@@ -1,5 +1,4 @@
-// What a tile reads of the source, in shared memory, and depthwise convolutions over it: in rows of kRun
-// outputs held in registers.
+// What a tile reads of the source, in shared memory, and depthwise convolutions over it.
 #pragma once
 
 #include "separable_stage/tiles.cuh"
@@ -26,10 +25,14 @@ __device__ __forceinline__ float activate(float value, float mean, float rstd, b
 }
 
 // The part of some images that a tile reads: rows and columns from (y, x), zeros outside of the images. In
-// shared memory (tile images, rows, columns, kDepth).
+// shared memory (tile images, rows, columns, kDepth), rows `pitch` floats apart.
 struct Window {
-  int y, x, rows, columns;
+  int y, x, rows, columns, pitch;
 };
+
+// Pixels below one another, four rows apart, begin in different halves of the banks: so do the blocks of
+// outputs that the two halves of a warp work on.
+__host__ __device__ inline int pitch_of(int columns) { return (columns + columns % 2) * kDepth + 4; }
 
 // Whoever reads a whole run of outputs at a row's end reads beyond the window: so many floats behind it. What
 // comes of them is left out, or multiplied with zero.
@@ -37,14 +40,12 @@ __host__ __device__ constexpr int window_slack(int stride, int dilation) {
   return kRun * stride * dilation * kDepth;
 }
 
-__host__ __device__ inline int odd(int number) { return number | 1; }  // rows in different banks
-
-// Of each position of a tile: where its first pixel lies in the window, in pixels.
+// Of each position of a tile: where its first pixel lies in the window.
 __device__ __forceinline__ void find_places(const Tiling& t, const Window& w, int stride, int* places) {
   for (int p = threadIdx.x; p < t.positions(); p += blockDim.x) {
     const int x = p % t.tile_width, rest = p / t.tile_width;
     const int line = rest / t.tile_height * w.rows + rest % t.tile_height * stride;
-    places[p] = line * w.columns + x * stride;
+    places[p] = line * w.pitch + x * stride * kDepth;
   }
 }
 
@@ -52,8 +53,9 @@ __device__ __forceinline__ void find_places(const Tiling& t, const Window& w, in
 template <class T>
 __device__ __forceinline__ Window window_of(const Tiling& t, const Tile& tile, const BranchView<T>& b) {
   const int reach = b.dilation * (b.kernel / 2), pad = max(reach, b.shift);
+  const int columns = (t.tile_width - 1) * b.stride + 1 + 2 * pad;
   return {tile.y * b.stride - pad, tile.x * b.stride - pad, (t.tile_height - 1) * b.stride + 1 + 2 * pad,
-          odd((t.tile_width - 1) * b.stride + 1 + 2 * pad)};
+          columns, pitch_of(columns)};
 }
 
 // Fills a window with channels [first, first + kDepth) of `source`, and with zeros the `slack` behind it. A
@@ -90,13 +92,16 @@ __device__ __forceinline__ void load_window(const SourceView<T>& source, int ima
             for (int e = 0; e < 4; ++e)  // channels that are not there stay zero: their mean is 0
               four[j].values[e] = activate(four[j].values[e], norm.mean[c + e], norm.rstd[c + e], relu);
           }
-          four_at(to + ((i * w.rows + row + j) * w.columns + column) * kDepth + c) = four[j];
+          four_at(to + (i * w.rows + row + j) * w.pitch + column * kDepth + c) = four[j];
         }
       }
     }
   }
-  float* behind = to + tile_images * w.rows * w.columns * kDepth;
-  for (int i = threadIdx.x; i < slack; i += blockDim.x) behind[i] = 0.0f;
+  // Between the rows, too: what is left out is a number all the same.
+  const int lines = tile_images * w.rows;
+  for (int line = threadIdx.x; line < lines; line += blockDim.x)
+    for (int i = w.columns * kDepth; i < w.pitch; i += 4) four_at(to + line * w.pitch + i) = zero_four();
+  for (int i = threadIdx.x; i < slack; i += blockDim.x) to[lines * w.pitch + i] = 0.0f;
 }
 
 // Depthwise weights of channels [first, first + kDepth) as (taps, kDepth), or with the taps in reverse.
@@ -109,69 +114,114 @@ __device__ __forceinline__ void load_depthwise(const float* weights, int taps, i
   }
 }
 
-// How the outputs of a depthwise convolution are split into runs: with dilation 2 and stride 1 outputs that
-// are two apart share what they read.
-struct Runs {
-  int step, per_row;
-  __device__ Runs(int width, int stride, int dilation)
-      : step(stride == 1 ? dilation : 1), per_row(step * (((width + step - 1) / step + kRun - 1) / kRun)) {}
-  __device__ int first(int run) const { return run % step + run / step * (kRun * step); }
+// The outputs of a depthwise convolution in blocks of kRun x kRun: with dilation 2 and stride 1 outputs that
+// are two apart share what they read, and make up a block.
+class Blocks {
+ public:
+  __device__ Blocks(const Tiling& t, int stride, int dilation)
+      : step_(stride == 1 ? dilation : 1),
+        down_(blocks_over(t.tile_height)),
+        rows_(t.tile_images * down_),
+        count_(rows_ * blocks_over(t.tile_width)) {}
+
+  // A block's image in the tile, first row and first column there.
+  struct Block {
+    int image, y, x;
+  };
+  __device__ Block operator[](int i) const {
+    // The two that a warp has lie below one another, or side by side where they are interlaced.
+    const int odd = i & (step_ - 1), rest = i >> (step_ - 1);
+    const int across = rest / rows_, row = rest - across * rows_;
+    const int image = row / down_, down = row - image * down_;
+    const int y = (down & (step_ - 1)) + (down >> (step_ - 1)) * kRun * step_;
+    return {image, y, odd + across * kRun * step_};
+  }
+  __device__ int count() const { return count_; }
+  __device__ int step() const { return step_; }  // from output to output
+
+ private:
+  __device__ int blocks_over(int length) const {
+    return step_ * (((length + step_ - 1) / step_ + kRun - 1) / kRun);
+  }
+  int step_, down_, rows_, count_;
 };
 
-// Calls emit(position of the run's first output, first column, step, c, sums) for each run of outputs and
-// each four channels of a tile. kernel K, and kAdvance input columns (counted in taps) from output to output.
-template <int K, int kAdvance, class Emit>
-__device__ __forceinline__ void depthwise_runs(const float* window, const Window& w, const float* weights,
-                                               const Tiling& t, int offset, int dilation, int stride,
-                                               const Emit& emit) {
-  const Runs runs(t.tile_width, stride, dilation);
-  const int rows = t.tile_images * t.tile_height, items = 4 * rows * runs.per_row;
-  for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    const int c = item % 4 * 4, row = item / 4 % rows, first = runs.first(item / 4 / rows);
-    const int line = row / t.tile_height * w.rows + row % t.tile_height * stride + offset;
-    const float* base = window + (line * w.columns + first * stride + offset) * kDepth + c;
-    Four sums[kRun];
+// Calls use(row, values) for each row of pixels that a block's outputs read by kRows rows of a kernel, from
+// `first_row` on, and kColumns columns; taps are kDilation apart, and outputs kAdvance taps.
+template <int kRows, int kColumns, int kAdvance, int kDilation, class Use>
+__device__ __forceinline__ void for_rows(const float* window, const Window& w, const Blocks::Block& block,
+                                         int channel, int offset, int stride, int first_row, const Use& use) {
+  constexpr int kDown = (kRun - 1) * kAdvance + kRows, kAcross = (kRun - 1) * kAdvance + kColumns;
+  const int first = block.y * stride + offset + first_row * kDilation, last = w.rows - 1 - first;
+  const float* from =
+      window + (block.image * w.rows + first) * w.pitch + (block.x * stride + offset) * kDepth + channel;
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) sums[i] = zero_four();
-#pragma unroll 1
-    for (int ky = 0; ky < K; ++ky) {
-      const float* from = base + ky * dilation * w.columns * kDepth;
-      Four weight[K];
+  for (int row = 0; row < kDown; ++row) {
+    // Rows below the window are read by outputs alone that are left out.
+    const float* line = from + min(row * kDilation, last) * w.pitch;
+    float value[kAcross];
 #pragma unroll
-      for (int kx = 0; kx < K; ++kx) weight[kx] = four_at(weights + (ky * K + kx) * kDepth + c);
-#pragma unroll
-      for (int column = 0; column < (kRun - 1) * kAdvance + K; ++column) {
-        const Four value = four_at(from + column * dilation * kDepth);
-#pragma unroll
-        for (int i = 0; i < kRun; ++i) {
-          const int kx = column - kAdvance * i;
-          if (kx < 0 || kx >= K) continue;
-#pragma unroll
-          for (int e = 0; e < 4; ++e) sums[i].values[e] += value.values[e] * weight[kx].values[e];
-        }
-      }
-    }
-    emit(row * t.tile_width, first, runs.step, c, sums);
+    for (int column = 0; column < kAcross; ++column) value[column] = line[column * kDilation * kDepth];
+    use(row, value);
   }
 }
 
-// The same for whichever kernel a branch has. `offset`: where the first tap of output (0, 0) lies in the
-// window.
-template <class Emit>
-__device__ __forceinline__ void depthwise(int kernel, const float* window, const Window& w,
-                                          const float* weights, const Tiling& t, int offset, int dilation,
-                                          int stride, const Emit& emit) {
-  const bool spread = stride == 2 && dilation == 1;
-#define FASTNAS_DEPTHWISE(K)                                                           \
-  spread ? depthwise_runs<K, 2>(window, w, weights, t, offset, dilation, stride, emit) \
-         : depthwise_runs<K, 1>(window, w, weights, t, offset, dilation, stride, emit)
-  if (kernel == 3)
-    FASTNAS_DEPTHWISE(3);
-  else if (kernel == 5)
-    FASTNAS_DEPTHWISE(5);
-  else
-    FASTNAS_DEPTHWISE(7);
-#undef FASTNAS_DEPTHWISE
+// Calls emit(position, channel, sum) for all outputs of a tile. A thread has one channel, and its weights in
+// registers, where these are not too many.
+template <int K, int kAdvance, int kDilation, class Emit>
+__device__ __forceinline__ void depthwise_blocks(const float* window, const Window& w, const float* weights,
+                                                 const Tiling& t, int offset, int stride, const Emit& emit) {
+  const Blocks blocks(t, stride, kDilation);
+  const int channel = static_cast<int>(threadIdx.x) % kDepth;
+  constexpr int kKept = K < 7 ? K * K : 0;
+  float kept[kKept + 1];
+#pragma unroll
+  for (int tap = 0; tap < kKept; ++tap) kept[tap] = weights[tap * kDepth + channel];
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x) / kDepth; i < blocks.count(); i += blockDim.x / kDepth) {
+    const Blocks::Block block = blocks[i];
+    float sum[kRun][kRun] = {};
+    // Of a large kernel half of its rows at a time: no more weights in registers than these.
+    constexpr int kRows = K < 7 ? K : 4;
+#pragma unroll
+    for (int first_row = 0; first_row < K; first_row += kRows)
+      for_rows<kRows, K, kAdvance, kDilation>(
+          window, w, block, channel, offset, stride, first_row, [&](int row, const float* value) {
+#pragma unroll
+            for (int y = 0; y < kRun; ++y) {
+              const int of_rows = row - kAdvance * y, ky = first_row + of_rows;
+              if (of_rows < 0 || of_rows >= kRows || ky >= K) continue;
+#pragma unroll
+              for (int kx = 0; kx < K; ++kx) {
+                const int tap = ky * K + kx;
+                const float weight = tap < kKept ? kept[tap] : weights[tap * kDepth + channel];
+#pragma unroll
+                for (int x = 0; x < kRun; ++x) sum[y][x] += value[x * kAdvance + kx] * weight;
+              }
+            }
+          });
+#pragma unroll
+    for (int y = 0; y < kRun; ++y) {
+      const int row = block.y + y * blocks.step();
+      if (row >= t.tile_height) continue;
+      const int first = (block.image * t.tile_height + row) * t.tile_width;
+#pragma unroll
+      for (int x = 0; x < kRun; ++x) {
+        const int column = block.x + x * blocks.step();
+        if (column < t.tile_width) emit(first + column, channel, sum[y][x]);
+      }
+    }
+  }
 }
+
+// Calls FUNCTION<K, kAdvance, kDilation>(...) for the kernel, the stride and the dilation that a branch has.
+#define FASTNAS_FOR_DEPTHWISE_K(K, stride, dilation, FUNCTION, ...) \
+  (dilation) == 1 && (stride) == 1 ? FUNCTION<K, 1, 1>(__VA_ARGS__) \
+  : (dilation) == 1                ? FUNCTION<K, 2, 1>(__VA_ARGS__) \
+                                   : FUNCTION<K, 1, 2>(__VA_ARGS__)
+#define FASTNAS_FOR_DEPTHWISE(kernel, stride, dilation, FUNCTION, ...)                  \
+  (kernel) == 3   ? FASTNAS_FOR_DEPTHWISE_K(3, stride, dilation, FUNCTION, __VA_ARGS__) \
+  : (kernel) == 5 ? FASTNAS_FOR_DEPTHWISE_K(5, stride, dilation, FUNCTION, __VA_ARGS__) \
+                  : FASTNAS_FOR_DEPTHWISE_K(7, stride, dilation, FUNCTION, __VA_ARGS__)
 
 }  // namespace fastnas::separable_stage
