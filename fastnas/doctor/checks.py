@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -210,7 +211,9 @@ def measure_case(case: Case, device: torch.device, dtype: torch.dtype) -> list[M
         if mine.dtype == torch.float64:
             allowed = tolerance_float64(largest(result), spread)
         else:
-            plain_error = largest(wide(plain[name].to(mine.dtype)) - result)
+            off = wide(plain[name].to(mine.dtype)) - result
+            # oneDNN leaves some depthwise weights' gradients in bfloat16 unwritten: no measure of ours.
+            plain_error = largest(off[np.isfinite(off)])
             allowed = tolerance(mine.dtype, plain_error, largest(result), spread)
         measured.append(Measured(name, largest(wide(mine) - result), allowed))
         if not torch.equal(mine, again[name]):  # every sum has a fixed order

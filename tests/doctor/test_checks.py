@@ -140,6 +140,23 @@ def test_another_operator_is_one_entry():
     assert seen[9:] == [(True, double, double)] * 3
 
 
+@pytest.mark.parametrize("factor", [1, FACTOR])
+def test_what_plain_pytorch_leaves_unwritten_is_no_measure(factor):
+    def compute(reference, images, numbers):
+        out = images[0] / 3
+        if not reference:
+            return {"third": out * factor}
+        if out.dtype == torch.float32:
+            out[1] = torch.nan
+        return {"third": out}
+
+    def cases(small):
+        return [Case([torch.ones(3).double()], [], compute)]
+
+    (found,) = findings([Operator("third", {"cpu": (torch.float32,)}, by_cases(cases))])
+    assert found.status == ("ok" if factor == 1 else "wrong")
+
+
 def test_windows_have_one_maximum():
     x = _distinct(Random(), (2, 3, 7, 8))
     windows = x.unfold(2, 3, 1).unfold(3, 3, 1).reshape(-1, 9)
