@@ -167,39 +167,39 @@ __device__ __forceinline__ void for_rows(const float* window, const Window& w, c
 }
 
 // Calls emit(position, channel, sum) for all outputs of a tile. A thread has one channel, and its weights in
-// registers, where these are not too many.
+// registers.
 template <int K, int kAdvance, int kDilation, class Emit>
 __device__ __forceinline__ void depthwise_blocks(const float* window, const Window& w, const float* weights,
                                                  const Tiling& t, int offset, int stride, const Emit& emit) {
   const Blocks blocks(t, stride, kDilation);
   const int channel = static_cast<int>(threadIdx.x) % kDepth;
-  constexpr int kKept = K < 7 ? K * K : 0;
-  float kept[kKept + 1];
+  // A large kernel goes a row at a time: no more code, and no more weights in registers.
+  constexpr bool kLarge = K == 7;
+  constexpr int kRows = kLarge ? 1 : K;
+  float kept[kRows * K];
 #pragma unroll
-  for (int tap = 0; tap < kKept; ++tap) kept[tap] = weights[tap * kDepth + channel];
+  for (int tap = 0; tap < kRows * K && !kLarge; ++tap) kept[tap] = weights[tap * kDepth + channel];
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) / kDepth; i < blocks.count(); i += blockDim.x / kDepth) {
     const Blocks::Block block = blocks[i];
     float sum[kRun][kRun] = {};
-    // Of a large kernel half of its rows at a time: no more weights in registers than these.
-    constexpr int kRows = K < 7 ? K : 4;
+#pragma unroll 1
+    for (int first_row = 0; first_row < K; first_row += kRows) {
 #pragma unroll
-    for (int first_row = 0; first_row < K; first_row += kRows)
+      for (int kx = 0; kx < K && kLarge; ++kx) kept[kx] = weights[(first_row * K + kx) * kDepth + channel];
       for_rows<kRows, K, kAdvance, kDilation>(
           window, w, block, channel, offset, stride, first_row, [&](int row, const float* value) {
 #pragma unroll
             for (int y = 0; y < kRun; ++y) {
-              const int of_rows = row - kAdvance * y, ky = first_row + of_rows;
-              if (of_rows < 0 || of_rows >= kRows || ky >= K) continue;
+              const int ky = row - kAdvance * y;
+              if (ky < 0 || ky >= kRows) continue;
 #pragma unroll
-              for (int kx = 0; kx < K; ++kx) {
-                const int tap = ky * K + kx;
-                const float weight = tap < kKept ? kept[tap] : weights[tap * kDepth + channel];
+              for (int kx = 0; kx < K; ++kx)
 #pragma unroll
-                for (int x = 0; x < kRun; ++x) sum[y][x] += value[x * kAdvance + kx] * weight;
-              }
+                for (int x = 0; x < kRun; ++x) sum[y][x] += value[x * kAdvance + kx] * kept[ky * K + kx];
             }
           });
+    }
 #pragma unroll
     for (int y = 0; y < kRun; ++y) {
       const int row = block.y + y * blocks.step();
