@@ -8,6 +8,9 @@ BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f)
 CPP    := $(shell find csrc tests -name "*.h" -o -name "*.cpp" -o -name "*.cu" -o -name "*.cuh")
 
+# A file's tests stay together: what they set up once is set up once.
+PARALLEL := -n auto --dist loadfile
+
 # `make sanitize` builds here, beside the normal build. CPython and torch leak on purpose, so leaks are not looked for;
 # nor is use after return: the stack that GCC 12 makes for it is not aligned for AVX-512 (its bug 110027).
 # The sanitizers' runtime must be the process's first library, and with it the C++ library, which Python does not link.
@@ -37,9 +40,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(NATIVE)
 search: install
 	$(BIN)/python -m fastnas.search $(ARGS)
 
-# A file's tests stay together: what they set up once is set up once.
 test: install
-	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)
@@ -48,7 +50,7 @@ bench: install
 # capture=sys: what the sanitizers write as they end the process is seen.
 sanitize: install
 	FASTNAS_SANITIZE=1 FASTNAS_CUDA=0 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
-	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops tests/supernet/test_cell_op.py $(ARGS)
+	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops tests/supernet/test_cell_op.py $(PARALLEL) $(ARGS)
 
 lint: install
 	$(BIN)/ruff format --check .
