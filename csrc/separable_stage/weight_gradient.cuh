@@ -13,8 +13,8 @@
 
 namespace fastnas::separable_stage {
 
-inline constexpr int kWeightOuts =
-    2 * kDepth;                   // output channels of a block, each thread 8 x 4 of the products
+// Output channels of a block, of whose products each thread has 8 x 4.
+inline constexpr int kWeightOuts = 2 * kDepth;
 inline constexpr int kSums = 25;  // taps at most that a thread has
 // All sums of a block at the end fit where its four tiles were.
 static_assert(kThreads * std::max(32, kSums) <= 4 * kLeastPositions * kRow);
@@ -51,19 +51,9 @@ __device__ __forceinline__ void correlate(const float* window, const Window& w, 
         const bool there = row < t.tile_height && column < t.tile_width;
         g[y][x] = there ? gradient[position * kRow + own.channel] : 0.0f;
       }
-    for_rows<kRows, K, kAdvance, kDilation>(window, w, block, own.channel, offset, stride, own.first_row,
-                                            [&](int row, const float* value) {
-#pragma unroll
-                                              for (int y = 0; y < kRun; ++y) {
-                                                const int ky = row - kAdvance * y;
-                                                if (ky < 0 || ky >= kRows) continue;
-#pragma unroll
-                                                for (int kx = 0; kx < K; ++kx)
-#pragma unroll
-                                                  for (int x = 0; x < kRun; ++x)
-                                                    sums[ky * K + kx] += value[x * kAdvance + kx] * g[y][x];
-                                              }
-                                            });
+    for_taps<kRows, K, kAdvance, kDilation>(
+        window, w, block, own.channel, offset, stride, own.first_row,
+        [&](int tap, int y, int x, float value) { sums[tap] += value * g[y][x]; });
   }
 }
 

@@ -146,10 +146,11 @@ class Blocks {
   int step_, down_, rows_, count_;
 };
 
-// Calls use(row, values) for each row of pixels that a block's outputs read by kRows rows of a kernel, from
-// `first_row` on, and kColumns columns; taps are kDilation apart, and outputs kAdvance taps.
+// Calls use(tap, y, x, value) for each output (y, x) of a block and each tap of kRows rows of a kernel, from
+// `first_row` on, and kColumns columns; taps are kDilation apart, and outputs kAdvance taps. A pixel is read
+// once.
 template <int kRows, int kColumns, int kAdvance, int kDilation, class Use>
-__device__ __forceinline__ void for_rows(const float* window, const Window& w, const Blocks::Block& block,
+__device__ __forceinline__ void for_taps(const float* window, const Window& w, const Blocks::Block& block,
                                          int channel, int offset, int stride, int first_row, const Use& use) {
   constexpr int kDown = (kRun - 1) * kAdvance + kRows, kAcross = (kRun - 1) * kAdvance + kColumns;
   const int first = block.y * stride + offset + first_row * kDilation, last = w.rows - 1 - first;
@@ -162,7 +163,15 @@ __device__ __forceinline__ void for_rows(const float* window, const Window& w, c
     float value[kAcross];
 #pragma unroll
     for (int column = 0; column < kAcross; ++column) value[column] = line[column * kDilation * kDepth];
-    use(row, value);
+#pragma unroll
+    for (int y = 0; y < kRun; ++y) {
+      const int ky = row - kAdvance * y;
+      if (ky < 0 || ky >= kRows) continue;
+#pragma unroll
+      for (int kx = 0; kx < kColumns; ++kx)
+#pragma unroll
+        for (int x = 0; x < kRun; ++x) use(ky * kColumns + kx, y, x, value[x * kAdvance + kx]);
+    }
   }
 }
 
@@ -187,18 +196,9 @@ __device__ __forceinline__ void depthwise_blocks(const float* window, const Wind
     for (int first_row = 0; first_row < K; first_row += kRows) {
 #pragma unroll
       for (int kx = 0; kx < K && kLarge; ++kx) kept[kx] = weights[(first_row * K + kx) * kDepth + channel];
-      for_rows<kRows, K, kAdvance, kDilation>(
-          window, w, block, channel, offset, stride, first_row, [&](int row, const float* value) {
-#pragma unroll
-            for (int y = 0; y < kRun; ++y) {
-              const int ky = row - kAdvance * y;
-              if (ky < 0 || ky >= kRows) continue;
-#pragma unroll
-              for (int kx = 0; kx < K; ++kx)
-#pragma unroll
-                for (int x = 0; x < kRun; ++x) sum[y][x] += value[x * kAdvance + kx] * kept[ky * K + kx];
-            }
-          });
+      for_taps<kRows, K, kAdvance, kDilation>(
+          window, w, block, channel, offset, stride, first_row,
+          [&](int tap, int y, int x, float value) { sum[y][x] += value * kept[tap]; });
     }
 #pragma unroll
     for (int y = 0; y < kRun; ++y) {

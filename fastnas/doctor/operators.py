@@ -122,9 +122,8 @@ def _separable_stage(small: bool) -> list[Case]:
     def compute(normalise: bool, reference: bool, images: list[Tensor], numbers: list[Tensor]) -> Results:
         x, *grads = images
         function = _separable_stage_ref if reference else ops.separable_stage
-        if (
-            reference and x.is_cuda
-        ):  # torch's own depthwise kernels, not cuDNN's, which may have none for a shape
+        if reference and x.is_cuda:
+            # For torch's own depthwise kernels: cuDNN may have none for a shape.
             x = x.contiguous()
         own = []
 
