@@ -14,11 +14,14 @@ using Vec = typename VecOf<A>::type;
 
 // Lanes of a vector of the accumulator type A.
 template <class A>
-inline constexpr int64_t kLanes = kVecBytes / static_cast<int64_t>(sizeof(A));
+inline constexpr int64_t kLanes = kVecBytes / static_cast<int64_t>(sizeof(Real<A>));
+
+#include "cpu/dual_vec.h"
 
 typedef uint16_t VecHalf16 __attribute__((vector_size(FASTNAS_VEC_BYTES / 2)));
 
 // Elements of type T as a vector of their accumulator type A = Accumulator<T>; no alignment is asked for.
+// Dual numbers lie in blocks.
 template <class T>
 FASTNAS_INLINE Vec<Accumulator<T>> load(const T* from) {
   Vec<Accumulator<T>> values;
