@@ -61,9 +61,17 @@ template <class A>
 FASTNAS_INLINE DualVec<A> operator-(const DualVec<A>& a, A b) {
   return {a.value - b, a.tangent};
 }
+// Half by half: what is assigned as a whole goes through memory.
+template <class A>
+FASTNAS_INLINE void operator+=(DualVec<A>& sum, const DualVec<A>& summand) {
+  sum.value += summand.value;
+  sum.tangent += summand.tangent;
+}
 template <class A, class B>
-FASTNAS_INLINE DualVec<A>& operator+=(DualVec<A>& sum, const B& summand) {
-  return sum = sum + summand;
+FASTNAS_INLINE void operator+=(DualVec<A>& sum, const DualProduct<A, B>& p) {
+  sum.value += p.a.value * p.b.value;
+  sum.tangent += p.a.value * p.b.tangent;
+  sum.tangent += p.a.tangent * p.b.value;
 }
 
 // Dual numbers compare as their values do.

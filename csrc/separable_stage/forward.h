@@ -31,8 +31,16 @@ struct StoreRaw {
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
     raw(first_row, first_vector, tile);
+    if (shift != nullptr) add_sums(first_row, first_vector, tile);
+    next_tile.template prefetch<R, V>(first_row, first_vector);
+    next_input.template prefetch<R, V>(first_row, first_vector);
+  }
+
+ private:
+  template <int R, int V>
+  FASTNAS_INLINE void add_sums(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
 #pragma GCC unroll 4
-    for (int v = 0; v < V && shift != nullptr; ++v) {
+    for (int v = 0; v < V; ++v) {
       const int64_t c = (first_vector + v) * kLanes<T>;
       if (first && first_row == 0) {
         Vec<T> total[2] = {};
@@ -51,8 +59,6 @@ struct StoreRaw {
       store<T>(sum + c, load(sum + c) + (added[0] + added[1]));
       store<T>(squares + c, load(squares + c) + (multiplied[0] + multiplied[1]));
     }
-    next_tile.template prefetch<R, V>(first_row, first_vector);
-    next_input.template prefetch<R, V>(first_row, first_vector);
   }
 };
 
