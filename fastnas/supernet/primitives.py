@@ -66,7 +66,7 @@ class BatchNorm(nn.Module):
 
     def _composed(self, x: Tensor) -> Tensor:
         """With the batch's statistics; the running ones stay."""
-        
+
         off = x - x.mean((0, 2, 3), keepdim=True)
         normalised = off * torch.rsqrt(off.square().mean((0, 2, 3), keepdim=True) + EPS)
         if self.weight is None or self.bias is None:

@@ -163,7 +163,7 @@ def double_backward(
     weights: Tensor | None = None,
     alphas: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """d/d ``of`` of d/dt loss(w + t u, alpha + t p) at t = 0, tensor by tensor, by plain PyTorch on the same weights."""
+    """d/d ``of`` of d/dt loss(w + t u, alpha + t p) at t = 0, tensor by tensor, by plain PyTorch."""
     moved = [(net.weights, weights), (net.alphas, alphas)]
     along = [
         (tensor, arena.part(direction, name))
@@ -174,7 +174,9 @@ def double_backward(
     with net.twice_differentiable():
         value = loss(net(images), labels)
         grads = torch.autograd.grad(value, [t for t, _ in along], create_graph=True, materialize_grads=True)
-        phi = sum(((grad * t).sum() for grad, (_, t) in zip(grads, along, strict=True)), start=value.new_zeros(()))
+        phi = sum(
+            ((grad * t).sum() for grad, (_, t) in zip(grads, along, strict=True)), start=value.new_zeros(())
+        )
         wanted = list(of.tensors.values())
         if not phi.requires_grad:
             return tuple(torch.zeros_like(tensor) for tensor in wanted)

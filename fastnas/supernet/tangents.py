@@ -1,7 +1,8 @@
 """Exact second-order products by tangents: the forward pass of a fused supernet carries the derivative of every number
 along a direction, and a backward pass from the loss's tangent differentiates that derivative (docs/exact-products.md).
 
-    phi(w, alpha) = d/dt L(w + t u, alpha + t p) at t = 0,    dphi/dw = L_ww u + L_wa p,    dphi/dalpha = L_aw u + L_aa p
+    phi(w, alpha) = d/dt L(w + t u, alpha + t p) at t = 0
+    dphi/dw = L_ww u + L_wa p,    dphi/dalpha = L_aw u + L_aa p
 
 A fused cell computes with dual numbers, which its kernels take as complex tensors: the real part is a value, the
 imaginary one its tangent. What is no fused cell is plain PyTorch under ``torch.autograd.forward_ad``.
