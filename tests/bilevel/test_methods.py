@@ -8,6 +8,7 @@ import torch
 from fastnas.bilevel import (
     METHODS,
     InnerSettings,
+    Products,
     amended,
     darts,
     first_order,
@@ -28,7 +29,7 @@ SETTINGS = InnerSettings(
     eta=0.3,
     gamma=0.15,
     neumann_terms=3,
-    radius=0.5,
+    products=Products(radius=0.5),
 )
 
 
@@ -50,12 +51,17 @@ def test_public_names_in_order():
         (
             "darts",
             lambda p: darts(
-                p, learning_rate=0.2, momentum=0.9, momentum_buffer=BUFFER, weight_decay=0.1, radius=0.5
+                p,
+                learning_rate=0.2,
+                momentum=0.9,
+                momentum_buffer=BUFFER,
+                weight_decay=0.1,
+                products=Products(radius=0.5),
             ),
         ),
-        ("amended", lambda p: amended(p, eta=0.3, radius=0.5)),
-        ("idarts", lambda p: idarts(p, gamma=0.15, neumann_terms=3, radius=0.5)),
-        ("t1-t2", lambda p: t1_t2(p, radius=0.5)),
+        ("amended", lambda p: amended(p, eta=0.3, products=Products(radius=0.5))),
+        ("idarts", lambda p: idarts(p, gamma=0.15, neumann_terms=3, products=Products(radius=0.5))),
+        ("t1-t2", lambda p: t1_t2(p, products=Products(radius=0.5))),
     ],
 )
 def test_hypergradient_passes_its_settings_on(name, direct_call):
@@ -65,13 +71,18 @@ def test_hypergradient_passes_its_settings_on(name, direct_call):
 
 def test_gamma_is_the_learning_rate_unless_given():
     settings = dataclasses.replace(SETTINGS, gamma=None)
-    wanted = idarts(curved(), gamma=0.2, neumann_terms=3, radius=0.5)
+    wanted = idarts(curved(), gamma=0.2, neumann_terms=3, products=Products(radius=0.5))
     assert torch.equal(METHODS["idarts"].hypergradient(curved(), settings), wanted)
 
 
 def test_defaults_are_the_papers():
     settings = InnerSettings(learning_rate=0.1)
-    assert (settings.eta, settings.neumann_terms, settings.radius, settings.gamma) == (0.1, 2, 0.01, None)
+    assert (settings.eta, settings.neumann_terms, settings.products, settings.gamma) == (
+        0.1,
+        2,
+        Products(),
+        None,
+    )
     assert (settings.momentum, settings.weight_decay, settings.momentum_buffer) == (0, 0, None)
     for call, name in ((amended, "amended"), (t1_t2, "t1-t2")):
         assert torch.equal(METHODS[name].hypergradient(curved(), settings), call(curved()))
@@ -192,5 +203,7 @@ def test_weights_that_are_not_flat(function, arguments):
 
 def test_integers_and_numpy_numbers_are_numbers():
     numpy = pytest.importorskip("numpy")
-    got = idarts(curved(), gamma=numpy.float64(0.25), neumann_terms=numpy.int64(1), radius=1)
-    assert torch.equal(got, idarts(curved(), gamma=0.25, neumann_terms=1, radius=1.0))
+    got = idarts(
+        curved(), gamma=numpy.float64(0.25), neumann_terms=numpy.int64(1), products=Products(radius=1)
+    )
+    assert torch.equal(got, idarts(curved(), gamma=0.25, neumann_terms=1, products=Products(radius=1.0)))
