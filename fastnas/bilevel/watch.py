@@ -33,7 +33,7 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[int, Sentence]] = []
+        self._seen: list[tuple[int, Sentence]] = []  # how many numbers, and what makes a sentence of them
         self._numbers: list[Tensor] = []
         self._said: list[str] = []
         self._arrived: torch.cuda.Event | None = None
@@ -69,7 +69,7 @@ class Watch:
             self._arrived.synchronize()
         numbers = torch.cat(self._numbers).tolist() if self._numbers else []
         said, seen = self._said, self._seen
-        self.__init__()  # type: ignore[misc]
+        self._seen, self._numbers, self._said, self._arrived = [], [], [], None
         for length, sentence in seen:
             found, numbers = sentence(numbers[:length]), numbers[length:]
             said += [found] if found else []
