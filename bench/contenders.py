@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bench.vanilla import Batch, DartsSupernet, ModelWithAlphas, Search, SearchSettings, concat
 from bench.vanilla_nasbench201 import NasBench201Supernet
 from fastnas.bilevel import METHODS as ESTIMATORS
-from fastnas.bilevel import InnerSettings
+from fastnas.bilevel import InnerSettings, Products
 from fastnas.errors import FastnasError
 from fastnas.search.step import SearchStep
 from fastnas.spaces import make_space
@@ -207,7 +207,7 @@ def fastnas_function(
         eta=s.amended_eta,
         gamma=s.neumann_gamma,
         neumann_terms=s.neumann_terms,
-        radius=s.radius,
+        products=Products(radius=s.radius),
     )
     step = SearchStep(
         net,

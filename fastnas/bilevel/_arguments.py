@@ -56,10 +56,15 @@ def count(where: str, name: str, value: object) -> None:
 
 def like_w(where: str, name: str, value: object, w: Tensor) -> None:
     """Raise unless ``value`` is a vector of ``w``'s shape, dtype and device."""
-    wanted = f"a tensor like w: shape {tuple(w.shape)}, {w.dtype}, on {w.device}"
+    like(where, name, value, "w", w)
+
+
+def like(where: str, name: str, value: object, model_name: str, model: Tensor) -> None:
+    """Raise unless ``value`` is a tensor of ``model``'s shape, dtype and device."""
+    wanted = f"a tensor like {model_name}: shape {tuple(model.shape)}, {model.dtype}, on {model.device}"
     if not isinstance(value, Tensor):
         raise FastnasError(f"{where}: {name} must be {wanted}; got {type(value).__name__}")
-    if value.shape != w.shape or value.dtype != w.dtype or value.device != w.device:
+    if value.shape != model.shape or value.dtype != model.dtype or value.device != model.device:
         got = f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
         raise FastnasError(f"{where}: {name} must be {wanted}; got {got}")
 
@@ -77,3 +82,12 @@ def flat_vector(where: str, name: str, value: object) -> None:
         )
     if value.dtype not in (torch.float32, torch.float64):
         raise FastnasError(f"{where}: {name} must be float32 or float64, got {value.dtype}")
+
+
+def weight_step(where: str, w: Tensor, momentum: object, buffer: Tensor | None, weight_decay: object) -> None:
+    """Raise unless these are the constants and the buffer of a step of SGD on ``w``."""
+    flat_vector(where, "w", w)
+    momentum_factor(where, momentum)
+    if buffer is not None:
+        like_w(where, "momentum_buffer", buffer, w)
+    not_negative(where, "weight_decay", weight_decay)

@@ -1,9 +1,10 @@
-"""Second-order products by central differences of the first-order oracles.
+"""Second-order products by differences of the first-order oracles.
 
-Both products move w along u by eps = radius/|u|, the rule of Liu et al. 2019 (section 2.3), so each costs
-two gradients and no graph of second order. On a smooth loss the error is O(radius^2). ReLU and
-max-pooling are not smooth: there the difference also measures the switches that the step crosses, and a
-smaller radius does not bring it closer to the exact second derivative.
+A product moves w (or alpha) along u by eps = radius/|u|, the rule of Liu et al. 2019 (section 2.3), so it costs
+two gradients, or one beside a base gradient that several products share, and no graph of second order. On a smooth
+loss the error is O(radius^2), or O(radius) from a base. ReLU and max-pooling are not smooth: there the difference also
+measures the switches that the step crosses, and a smaller radius does not bring it closer to the exact second
+derivative.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import torch
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
-from fastnas.bilevel.problem import BilevelProblem, restored
+from fastnas.bilevel.problem import BilevelProblem, kept
 from fastnas.errors import FastnasError
 from fastnas.ops import difference_, perturb_, vector_norm
+
+Gradient = Callable[[], Tensor]
 
 
 def hessian_vector_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
@@ -47,7 +50,10 @@ def hessian_vector_product(problem: BilevelProblem, u: Tensor, radius: float = 0
         >>> hessian_vector_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
         tensor([ 6., 12.], dtype=torch.float64)
     """
-    return _central_difference("hessian_vector_product", problem, problem.train_grad_w, u, radius)
+    where = "hessian_vector_product"
+    check.flat_vector(where, "w", problem.w)
+    check.like_w(where, "u", u, problem.w)
+    return difference(where, problem.w, problem.train_grad_w, u, radius)
 
 
 def mixed_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
@@ -77,41 +83,67 @@ def mixed_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> T
         >>> mixed_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
         tensor([6.], dtype=torch.float64)
     """
-    return _central_difference("mixed_product", problem, problem.train_grad_alpha, u, radius)
-
-
-def _central_difference(
-    where: str, problem: BilevelProblem, gradient: Callable[[], Tensor], u: Tensor, radius: float
-) -> Tensor:
+    where = "mixed_product"
     check.flat_vector(where, "w", problem.w)
     check.like_w(where, "u", u, problem.w)
+    return difference(where, problem.w, problem.train_grad_alpha, u, radius)
+
+
+def difference(
+    where: str, at: Tensor, gradient: Gradient, u: Tensor, radius: float, base: Tensor | None = None
+) -> Tensor:
+    """The derivative of ``gradient()`` along u by a difference; the live vector ``at`` comes back to the bit.
+
+    Args:
+        where: the function to name in an error.
+        at: w or alpha, flat.
+        gradient: an oracle.
+        u: like ``at``; not written.
+        radius: length of the step, > 0.
+        base: the gradient at ``at`` itself: the difference is a forward one from it. None: central.
+
+    Returns:
+        As long as the gradient, the caller's own.
+
+    Raises:
+        FastnasError: radius is not a number > 0, or the oracle hands out one buffer twice.
+    """
     check.positive(where, "radius", radius)
     direction = u.contiguous()
     norm = vector_norm(direction)
-    with restored(problem) as saved:
-        if _same_memory(direction, problem.w):
+    with kept(at) as saved:
+        if _same_memory(direction, at):
             direction = u.clone()  # the caller asks for the product with w itself, which is about to move
-        ahead, behind = gradients_along(where, problem, gradient, saved, direction, norm, radius)
-    return difference_(ahead, behind, norm, radius)
+        ahead, behind = gradients_along(where, at, gradient, saved, direction, norm, radius, base)
+    return difference_(ahead, behind, norm, step_of(radius, base))
+
+
+def step_of(radius: float, base: Tensor | None) -> float:
+    """The radius for ops that divide by twice the step: from a base the sides are one step apart."""
+    return radius if base is None else radius / 2
 
 
 def gradients_along(
     where: str,
-    problem: BilevelProblem,
-    gradient: Callable[[], Tensor],
+    at: Tensor,
+    gradient: Gradient,
     saved: Tensor,
     u: Tensor,
     norm: Tensor,
     radius: float,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(gradient at saved + eps u, gradient at saved - eps u), eps = radius/|u|: the sides of a central difference.
+    """(gradient at saved + eps u, gradient at saved - eps u or ``base``), eps = radius/|u|: the sides of a difference.
 
-    ``problem.w`` is left where the second was taken; ``restored`` gives ``saved`` and puts it back.
+    ``at`` is left where the last was taken; ``kept`` gives ``saved`` and puts it back.
     """
-    _displace(problem.w, saved, u, norm, radius, 1)
+    _displace(at, saved, u, norm, radius, 1)
     ahead = gradient()
-    _displace(problem.w, saved, u, norm, radius, -1)
-    behind = gradient()
+    if base is None:
+        _displace(at, saved, u, norm, radius, -1)
+        behind = gradient()
+    else:
+        behind = base
     if _same_memory(ahead, behind):
         raise FastnasError(
             f"{where}: the oracle returned the same memory twice, so the difference would be 0; "

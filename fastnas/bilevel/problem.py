@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from fastnas.errors import FastnasError
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class BilevelProblem(Protocol):
     """Three oracles on flat vectors: the gradients of L1 and L2 at the present (w, alpha).
 
@@ -62,6 +63,27 @@ class BilevelProblem(Protocol):
         ...
 
 
+@runtime_checkable
+class TwiceDifferentiable(BilevelProblem, Protocol):
+    """A problem that gives exact second-order products, too: without a step, in any precision.
+
+    They promise what the oracles do. On a loss with kinks (ReLU, maxima) they are the second derivatives of the piece
+    that (w, alpha) lies in.
+    """
+
+    def train_hessian_product(self, u: Tensor) -> Tensor:
+        """d2L1/dw2 . u, (P,) -> (P,)."""
+        ...
+
+    def train_mixed_product(self, u: Tensor) -> Tensor:
+        """d2L1/dalpha dw . u, (P,) -> (H,)."""
+        ...
+
+    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
+        """d2L2/dalpha2 . p, (H,) -> (H,)."""
+        ...
+
+
 @contextmanager
 def restored(problem: BilevelProblem) -> Iterator[Tensor]:
     """Let the block move ``problem.w`` and put it back, bit for bit, when the block ends or raises.
@@ -84,14 +106,20 @@ def restored(problem: BilevelProblem) -> Iterator[Tensor]:
         >>> problem.w
         tensor([1., 2.])
     """
-    w = problem.w
+    with kept(problem.w) as saved:
+        yield saved
+
+
+@contextmanager
+def kept(vector: Tensor) -> Iterator[Tensor]:
+    """:func:`restored` for any live vector: w or alpha."""
     with torch.no_grad():
-        saved = w.clone()
+        saved = vector.clone()
     try:
         yield saved
     finally:
         with torch.no_grad():
-            w.copy_(saved)
+            vector.copy_(saved)
 
 
 class FunctionProblem:
@@ -157,22 +185,52 @@ class FunctionProblem:
         """dL2/dalpha, shape (H,); zeros if L2 does not depend on alpha."""
         return self._gradients("val_loss", self._val_loss, "alpha")[0]
 
+    def train_hessian_product(self, u: Tensor) -> Tensor:
+        """d2L1/dw2 . u, (P,) -> (P,), by differentiating twice."""
+        return self._product("train_loss", self._train_loss, "w", "w", u)
+
+    def train_mixed_product(self, u: Tensor) -> Tensor:
+        """d2L1/dalpha dw . u, (P,) -> (H,), by differentiating twice."""
+        return self._product("train_loss", self._train_loss, "w", "alpha", u)
+
+    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
+        """d2L2/dalpha2 . p, (H,) -> (H,), by differentiating twice."""
+        return self._product("val_loss", self._val_loss, "alpha", "alpha", p)
+
+    def _product(self, name: str, function: Loss, first: str, second: str, u: Tensor) -> Tensor:
+        """The gradient by ``second`` of <d loss / d ``first``, u>."""
+        with torch.enable_grad():
+            loss, leaves = self._loss(name, function)
+            (grad,) = torch.autograd.grad(
+                loss, leaves[first], create_graph=True, allow_unused=True, materialize_grads=True
+            )
+            slope = grad @ u
+            if not slope.requires_grad:  # the gradient is a constant
+                return torch.zeros_like(leaves[second])
+            (result,) = torch.autograd.grad(slope, leaves[second], allow_unused=True, materialize_grads=True)
+        return result.detach().clone(memory_format=torch.contiguous_format)
+
     def _gradients(self, name: str, function: Loss, *wanted: str) -> list[Tensor]:
         with torch.enable_grad():
-            leaves = {"w": self.w.detach().requires_grad_(), "alpha": self.alpha.detach().requires_grad_()}
-            loss = function(leaves["w"], leaves["alpha"])
-            if not isinstance(loss, Tensor) or loss.numel() != 1:
-                got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise FastnasError(f"FunctionProblem: {name} must return a scalar tensor, got {got}")
-            if not loss.requires_grad:
-                raise FastnasError(
-                    f"FunctionProblem: {name} depends on neither w nor alpha; compute it from the "
-                    "tensors it is given, without detach, item or no_grad"
-                )
+            loss, leaves = self._loss(name, function)
             inputs = [leaves[leaf] for leaf in wanted]
             grads = torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
         # Cloned: autograd may return one tensor for both inputs (w + alpha), or an expanded one (w.sum()).
         return [grad.clone(memory_format=torch.contiguous_format) for grad in grads]
+
+    def _loss(self, name: str, function: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with its graph, and the leaves of the graph."""
+        leaves = {"w": self.w.detach().requires_grad_(), "alpha": self.alpha.detach().requires_grad_()}
+        loss = function(leaves["w"], leaves["alpha"])
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise FastnasError(f"FunctionProblem: {name} must return a scalar tensor, got {got}")
+        if not loss.requires_grad:
+            raise FastnasError(
+                f"FunctionProblem: {name} depends on neither w nor alpha; compute it from the "
+                "tensors it is given, without detach, item or no_grad"
+            )
+        return loss, leaves
 
 
 def toy_problem(a: float = 1.0) -> FunctionProblem:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastnas.bilevel import method
+from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
 from fastnas.spaces import family
@@ -71,18 +72,35 @@ class HypergradientConfig:
     """How alpha's gradient is estimated."""
 
     method: str = "idarts"
-    """Hypergradient: first-order, darts, amended, idarts or t1-t2."""
+    """Hypergradient: first-order, darts, amended, idarts, t1-t2, neumann, cg, nystroem, exact, reverse,
+    truncated-reverse or idarts-release."""
     inner_steps: int | None = None
-    """T, weight steps for each step of alpha; None: 4 for idarts, else 1."""
+    """T, weight steps for each step of alpha; None: 1 for first-order, darts, amended and t1-t2, else 4."""
     neumann_terms: int = 2
     """K, terms of the Neumann series beyond the first (idarts)."""
     gamma: float | None = None
-    """Step of the Neumann series (idarts); None: the current weight learning rate."""
+    """Step of the Neumann series (idarts, neumann); None: the current weight learning rate."""
     eta: float = 0.1
     """Amplitude of the amended term (amended)."""
+    hvp: str = "difference"
+    """How Hessian-vector products are taken: difference (of two gradients) or exact (no step, no kinks)."""
+    mixed_product: str = "difference"
+    """The same of the mixed product d2L1/dalpha dw . u, which ends every second-order estimate."""
+    difference_scheme: str = "central"
+    """Of the differences: central, or forward: half of the gradients, since all share the one at w."""
     difference_radius: float = 0.01
-    """r of the central differences: the weights move by r in norm, to each side. Where ReLU and max-pool have kinks,
-    another r is another estimate; see docs/decisions.md."""
+    """r of the differences: the weights move by r in norm, to each side. Where ReLU and max-pool have kinks, another r
+    is another estimate; see docs/decisions.md."""
+    tolerance: float = 1e-3
+    """Residual, relative to |dL2/dw|, at which neumann and cg end."""
+    solver_steps: int = 20
+    """The most terms of neumann and steps of cg."""
+    damping: float = 0.0
+    """Added to the Hessian's diagonal (neumann, cg, nystroem; there 0 means 0.01)."""
+    rank: int = 10
+    """Columns of the Hessian that nystroem takes."""
+    reverse_steps: int = 1
+    """K, the weight steps that truncated-reverse goes back through."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,7 @@ class SearchConfig:
         defaults = {
             "channels": 4 if small else found.channels,
             "layers": (3 if darts else 1) if small else found.layers,
-            "inner_steps": 4 if options["method"] == "idarts" else 1,
+            "inner_steps": method(options["method"]).inner_steps,
             "epochs": 6 if small else 50,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
@@ -210,9 +228,19 @@ class SearchConfig:
 def _check_names(options: dict[str, Any]) -> None:
     family(options["space"])
     method(options["method"])
-    for name, known in (("dataset", DATASETS), ("backend", BACKENDS), ("dtype", DTYPES), ("graphs", GRAPHS)):
+    choices = {
+        "dataset": DATASETS,
+        "backend": BACKENDS,
+        "dtype": DTYPES,
+        "graphs": GRAPHS,
+        "hvp": WAYS,
+        "mixed_product": WAYS,
+        "difference_scheme": SCHEMES,
+    }
+    for name, known in choices.items():
         if options[name] not in known:
-            raise FastnasError(f"unknown {name} {options[name]!r}; known are {', '.join(known)}")
+            flag = name.replace("_", "-")
+            raise FastnasError(f"unknown {flag} {options[name]!r}; known are {', '.join(known)}")
 
 
 # name -> (lowest value, whether that value itself is allowed)
@@ -230,6 +258,11 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "gamma": (0, False),
     "eta": (0, False),
     "difference_radius": (0, False),
+    "tolerance": (0, False),
+    "solver_steps": (1, True),
+    "damping": (0, True),
+    "rank": (1, True),
+    "reverse_steps": (1, True),
     "epochs": (1, True),
     "learning_rate": (0, False),
     "learning_rate_min": (0, True),

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
-from fastnas.bilevel import InnerSettings, method
+from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method
+from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.doctor import check_first_use
@@ -151,6 +152,12 @@ class Search:
             raise FastnasError(
                 f"--channels {network.channels} --layers {network.layers}: no memory for this supernet on {device}"
             ) from None
+        weights = len(self.net.weights)
+        if config.hypergradient.method == "exact" and weights > DENSE_LIMIT:
+            raise FastnasError(
+                f"--method exact writes the Hessian out, for at most {DENSE_LIMIT:,} weights, and this supernet has "
+                f"{weights:,}; take fewer --channels or --layers, or --method cg"
+            )
         self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
 
@@ -167,11 +174,21 @@ class Search:
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
-        losses, norms, seen = [], [], 0
+        losses, norms, seen, number, noticed = [], [], 0, 0, 0
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
-            report = self.step(group, next(val), rate)
+            number += 1
+            try:
+                report = self.step(group, next(val), rate)
+            except NotFiniteError as error:
+                raise FastnasError(
+                    f"epoch {epoch}, step {number}: {error}, so alpha was not moved; "
+                    "start again with a lower --learning-rate in another --out"
+                ) from None
+            if report.noticed and not noticed:
+                tqdm.write(f"epoch {epoch}, step {number}: {report.noticed[0]}", file=sys.stderr)
+            noticed += bool(report.noticed)
             losses.append(report.losses)
             correct += report.correct
             norms.append(report.hypergradient_norm)
@@ -191,6 +208,7 @@ class Search:
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "hypergradient_norm": torch.stack(norms).mean().item(),
+            "hypergradient_warnings": noticed,
             "alpha_entropy": alpha_entropy(self.net),
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
@@ -257,7 +275,17 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
         eta=hyper.eta,
         gamma=hyper.gamma,
         neumann_terms=hyper.neumann_terms,
-        radius=hyper.difference_radius,
+        products=Products(
+            hessian=hyper.hvp,
+            mixed=hyper.mixed_product,
+            scheme=hyper.difference_scheme,
+            radius=hyper.difference_radius,
+        ),
+        tolerance=hyper.tolerance,
+        limit=hyper.solver_steps,
+        damping=hyper.damping,
+        rank=hyper.rank,
+        reverse_steps=hyper.reverse_steps,
     )
     return SearchStep(
         net,

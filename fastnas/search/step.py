@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.bilevel import InnerSettings, Method
+from fastnas.bilevel import InnerSettings, InnerSgd, Inspected, Method, Trajectory, Watch
 from fastnas.search.optimiser import Adam, Sgd
 from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, narrow, pinned
 from fastnas.supernet.graphs import WARM_UP
@@ -23,11 +23,13 @@ class StepReport:
         losses: (T,) training loss before each weight step.
         correct: scalar, training images classified right, over the T batches.
         hypergradient_norm: scalar, Euclidean.
+        noticed: sentences on what the estimator met that its theory excludes; they are read at the end of the step.
     """
 
     losses: Tensor
     correct: Tensor
     hypergradient_norm: Tensor
+    noticed: list[str]
 
 
 class SearchStep:
@@ -88,17 +90,24 @@ class SearchStep:
             val: one batch of alpha's split.
             learning_rate: of this epoch, also xi of darts and the default gamma of idarts.
         """
+        trajectory = Trajectory(
+            self._inner_sgd(learning_rate), self.method.recorded_steps(self.settings, len(train))
+        )
+        step = self.training_loss if self.method.moves_weights else self.weight_step
         if self.method.after_inner_steps:
-            results = [self.weight_step(batch, learning_rate) for batch in train]
-            norm = self.alpha_step(train[-1], val, learning_rate)
+            results = []
+            for batch in train:
+                trajectory.record(self.problem(batch, val))
+                results.append(step(batch, learning_rate))
+            norm, noticed = self.alpha_step(train[-1], val, learning_rate, trajectory)
         else:
-            norm = self.alpha_step(train[0], val, learning_rate)
-            results = [self.weight_step(batch, learning_rate) for batch in train]
+            norm, noticed = self.alpha_step(train[0], val, learning_rate)
+            results = [step(batch, learning_rate) for batch in train]
         self._warming_up -= 1
         if self.graphs is not None and not self._warming_up:
             self.graphs.allowed = True  # all that a step runs has run
         losses, correct = zip(*results, strict=True)
-        return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm)
+        return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm, noticed)
 
     def weight_step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
@@ -122,23 +131,64 @@ class SearchStep:
         self.weight_optimiser.move(grad)
         return loss.detach(), (logits.detach().argmax(1) == labels).sum()
 
-    def alpha_step(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
-        """One step of Adam along the hypergradient, whose norm is returned."""
-        grad = self.hypergradient(train, val, learning_rate)
-        self.alpha_optimiser.step(grad)
-        return grad.norm()
+    def training_loss(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """:meth:`weight_step` without the step: BatchNorm's running statistics move, the weights do not."""
+        self.net.train()
+        images, labels = batch
+        with torch.no_grad(), narrow(images.device, self.precision):
+            logits = self.net(images)
+        loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
+        return loss, (logits.argmax(1) == labels).sum()
 
-    def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
-        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves."""
-        settings = InnerSettings(
+    def alpha_step(
+        self, train: Batch, val: Batch, learning_rate: float, trajectory: Trajectory | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """One step of Adam along the hypergradient; its norm, and what the estimator noticed.
+
+        Raises:
+            NotFiniteError: an oracle or the hypergradient has a NaN or an infinity; alpha is as it was.
+        """
+        watch = Watch()
+        grad = self.hypergradient(train, val, learning_rate, trajectory, watch)
+        self.alpha_optimiser.step(grad)
+        return grad.norm(), watch.sentences()
+
+    def hypergradient(
+        self,
+        train: Batch,
+        val: Batch,
+        learning_rate: float,
+        trajectory: Trajectory | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves (but by idarts-release).
+
+        Raises:
+            NotFiniteError: an oracle or the hypergradient has a NaN or an infinity.
+        """
+        problem = Inspected(self.problem(train, val))
+        settings = self.settings_at(learning_rate, trajectory, watch)
+        grad = self.method.hypergradient(problem, settings)
+        problem.check(grad)
+        return grad
+
+    def problem(self, train: Batch, val: Batch) -> SupernetProblem:
+        """The oracles on these batches."""
+        return SupernetProblem(self.net, train, val, graphs=self.graphs)
+
+    def settings_at(
+        self, learning_rate: float, trajectory: Trajectory | None = None, watch: Watch | None = None
+    ) -> InnerSettings:
+        """What an estimator is told at this learning rate."""
+        return replace(
+            self.settings,
             learning_rate=learning_rate,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
             momentum_buffer=self.weight_optimiser.momentum_buffer,
-            eta=self.settings.eta,
-            gamma=self.settings.gamma,
-            neumann_terms=self.settings.neumann_terms,
-            radius=self.settings.radius,
+            trajectory=trajectory,
+            watch=watch,
         )
-        problem = SupernetProblem(self.net, train, val, graphs=self.graphs)
-        return self.method.hypergradient(problem, settings)
+
+    def _inner_sgd(self, learning_rate: float) -> InnerSgd:
+        """The weights' optimiser, as reverse modes differentiate through it."""
+        weights = self.weight_optimiser
+        return InnerSgd(learning_rate, weights.momentum, weights.weight_decay, weights.clip)

@@ -5,6 +5,7 @@ import torch
 
 from fastnas.bilevel import (
     FunctionProblem,
+    Products,
     amended,
     darts,
     hessian_vector_product,
@@ -69,7 +70,7 @@ def test_corollary_2_on_a_smooth_problem(neumann_terms):
     unrolled = {"steps": neumann_terms + 1, "learning_rate": 0.2}
     wanted = truncated_reverse(train_loss, val_loss, problem.w, problem.alpha, **unrolled)
     for radius, bound in ((0.1, 1e-2), (0.01, 1e-4), (0.001, 1e-6)):  # O(radius^2)
-        got = idarts(problem, gamma=0.2, neumann_terms=neumann_terms, radius=radius)
+        got = idarts(problem, gamma=0.2, neumann_terms=neumann_terms, products=Products(radius=radius))
         assert (got - wanted).norm() <= bound * wanted.norm()
 
 
@@ -90,7 +91,10 @@ def test_darts_is_the_derivative_of_the_unrolled_step(seed):
     wanted = unrolled_darts(problem, **step)
 
     def error(radius, **changed):
-        return ((darts(problem, radius=radius, **(step | changed)) - wanted).norm() / wanted.norm()).item()
+        return (
+            (darts(problem, products=Products(radius=radius), **(step | changed)) - wanted).norm()
+            / wanted.norm()
+        ).item()
 
     assert error(0.01) <= 1e-3
     assert error(0.04) / error(0.02) == pytest.approx(4, rel=0.05)  # nothing but the difference's O(radius^2)
@@ -116,16 +120,16 @@ def test_estimators_on_a_smooth_network_against_exact_products(seed):
 @pytest.mark.parametrize(
     "estimator",
     [
-        lambda problem, **radius: darts(problem, learning_rate=0.1, **radius),
+        lambda problem, **products: darts(problem, learning_rate=0.1, **products),
         amended,
-        lambda problem, **radius: idarts(problem, gamma=0.1, **radius),
+        lambda problem, **products: idarts(problem, gamma=0.1, **products),
         t1_t2,
     ],
 )
 def test_radius_is_the_papers_by_default_and_is_used(estimator):
     problem = network(smooth=True, seed=0, samples=64)
-    assert torch.equal(estimator(problem), estimator(problem, radius=0.01))
-    assert not torch.equal(estimator(problem), estimator(problem, radius=0.011))
+    assert torch.equal(estimator(problem), estimator(problem, products=Products(radius=0.01)))
+    assert not torch.equal(estimator(problem), estimator(problem, products=Products(radius=0.011)))
 
 
 def test_radius_is_that_of_every_product():
@@ -133,7 +137,9 @@ def test_radius_is_that_of_every_product():
     v, direct = problem.val_grads()
     hessian_v = hessian_vector_product(problem, v, 0.3)
     by_hand = direct - 0.2 * mixed_product(problem, hessian_v, 0.3)
-    torch.testing.assert_close(amended(problem, eta=0.2, radius=0.3), by_hand, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        amended(problem, eta=0.2, products=Products(radius=0.3)), by_hand, rtol=1e-12, atol=0
+    )
     by_hand = direct - 0.2 * mixed_product(problem, v + (v - 0.2 * hessian_v), 0.3)
-    got = idarts(problem, gamma=0.2, neumann_terms=1, radius=0.3)
+    got = idarts(problem, gamma=0.2, neumann_terms=1, products=Products(radius=0.3))
     torch.testing.assert_close(got, by_hand, rtol=1e-12, atol=0)

@@ -1,0 +1,93 @@
+"""Oracles whose results are watched for NaN and infinity, without waiting for the device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastnas.bilevel.problem import TwiceDifferentiable
+from fastnas.errors import FastnasError
+
+MEANING = {
+    "train_grad_w": "dL1/dw",
+    "train_grad_alpha": "dL1/dalpha",
+    "val_grads": "dL2/dw and dL2/dalpha",
+    "val_grad_alpha": "dL2/dalpha",
+    "train_hessian_product": "d2L1/dw2 . u",
+    "train_mixed_product": "d2L1/dalpha dw . u",
+    "val_alpha_hessian_product": "d2L2/dalpha2 . p",
+}
+
+
+class NotFiniteError(FastnasError):
+    """A hypergradient has a NaN or an infinity; says which oracle had one first."""
+
+
+class Inspected:
+    """Another problem's oracles. Whether their results were finite stays on the device until ``check`` asks.
+
+    Args:
+        problem: whose oracles.
+
+    Example:
+        >>> from fastnas.bilevel import FunctionProblem, t1_t2
+        >>> problem = Inspected(FunctionProblem(lambda w, a: (w * a).log().sum(), lambda w, a: (w * a).sum(),
+        ...                                     torch.tensor([0.01]), torch.tensor([0.0])))
+        >>> try:
+        ...     problem.check(t1_t2(problem))
+        ... except NotFiniteError as error:
+        ...     print(error)
+        the oracle train_grad_alpha (dL1/dalpha) returned NaN or infinity
+    """
+
+    def __init__(self, problem: TwiceDifferentiable) -> None:
+        self.problem = problem
+        self.w, self.alpha = problem.w, problem.alpha
+        self._finite: list[tuple[str, Tensor]] = []
+
+    def check(self, hypergradient: Tensor) -> None:
+        """Raise unless ``hypergradient`` and all that the oracles returned so far is finite; waits for the device.
+
+        Raises:
+            NotFiniteError: it is not.
+        """
+        seen, self._finite = [*self._finite, ("", hypergradient.isfinite().all())], []
+        finite = torch.stack([flag for _, flag in seen]).tolist()
+        if all(finite):
+            return
+        name = seen[finite.index(False)][0]
+        what = f"the oracle {name} ({MEANING[name]}) returned" if name else "the hypergradient has"
+        raise NotFiniteError(f"{what} NaN or infinity")
+
+    def train_grad_w(self) -> Tensor:
+        """dL1/dw, (P,)."""
+        return self._look("train_grad_w", self.problem.train_grad_w())
+
+    def train_grad_alpha(self) -> Tensor:
+        """dL1/dalpha, (H,)."""
+        return self._look("train_grad_alpha", self.problem.train_grad_alpha())
+
+    def val_grads(self) -> tuple[Tensor, Tensor]:
+        """dL2/dw (P,) and dL2/dalpha (H,)."""
+        grad_w, grad_alpha = self.problem.val_grads()
+        return self._look("val_grads", grad_w), self._look("val_grads", grad_alpha)
+
+    def val_grad_alpha(self) -> Tensor:
+        """dL2/dalpha, (H,)."""
+        return self._look("val_grad_alpha", self.problem.val_grad_alpha())
+
+    def train_hessian_product(self, u: Tensor) -> Tensor:
+        """d2L1/dw2 . u, (P,)."""
+        return self._look("train_hessian_product", self.problem.train_hessian_product(u))
+
+    def train_mixed_product(self, u: Tensor) -> Tensor:
+        """d2L1/dalpha dw . u, (H,)."""
+        return self._look("train_mixed_product", self.problem.train_mixed_product(u))
+
+    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
+        """d2L2/dalpha2 . p, (H,)."""
+        return self._look("val_alpha_hessian_product", self.problem.val_alpha_hessian_product(p))
+
+    def _look(self, name: str, result: Tensor) -> Tensor:
+        self._finite.append((name, result.isfinite().all()))
+        return result

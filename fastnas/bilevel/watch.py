@@ -1,0 +1,109 @@
+"""What an estimator noticed on its way, left on the device until someone reads it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class HypergradientWarning(UserWarning):
+    """An estimator met what its theory excludes and says how it went on: divergence or negative curvature."""
+
+
+class Watch:
+    """Collects observations of one hypergradient and says the remarkable ones as warnings.
+
+    An estimator that is given no watch makes one and reads it before it returns, which waits for the device. A search
+    gives one to each hypergradient and reads it once, at the end of the step.
+
+    Example:
+        >>> from fastnas.bilevel import idarts, toy_problem
+        >>> watch = Watch()
+        >>> idarts(toy_problem(), gamma=2.0, neumann_terms=3, watch=watch).round(decimals=6)  # H = 2
+        tensor([14.], dtype=torch.float64)
+        >>> print(watch.sentences()[0].split(" if")[0])
+        idarts: |V_k| grew 3 times from V_0 to V_1: gamma = 2 is more than 2/lambda_max, lambda_max being at least 2
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, Callable[[list[float]], str | None]]] = []
+
+    def add(self, numbers: Tensor, sentence: Callable[[list[float]], str | None]) -> None:
+        """Keep ``numbers`` (n,) on their device; ``sentence`` makes a warning of them, or None, when they are read."""
+        self._seen.append((numbers, sentence))
+
+    def say(self, sentence: str) -> None:
+        """Keep what is known on the host already."""
+        self.add(torch.empty(0), lambda _: sentence)
+
+    def sentences(self) -> list[str]:
+        """What was remarkable; waits for the device if there is anything to read."""
+        seen, self._seen = self._seen, []
+        said = (sentence(numbers.tolist()) for numbers, sentence in seen)
+        return [sentence for sentence in said if sentence]
+
+    def warn(self) -> None:
+        """Every sentence as a ``HypergradientWarning``."""
+        for sentence in self.sentences():
+            warnings.warn(sentence, HypergradientWarning, stacklevel=3)
+
+
+class Growth:
+    """Follows |V_k| of a Neumann series: from the first growth on, terms are left out.
+
+    Since V_k+1 = (I - gamma H) V_k, growth needs an eigenvalue of H that is more than 2/gamma, or less than 0.
+
+    Args:
+        where: the estimator's name.
+        gamma: step of the series.
+        norm: |V_0|, shape (), float64, on the device.
+    """
+
+    def __init__(self, where: str, gamma: float | Tensor, norm: Tensor) -> None:
+        self._where, self._norm = where, norm
+        self._gamma = torch.as_tensor(gamma, dtype=torch.float64).to(norm.device)
+        self.grew = torch.zeros((), dtype=torch.bool, device=norm.device)
+        self._rows: list[Tensor] = []
+
+    def step(self, norm: Tensor, hessian_norm: Tensor) -> Tensor:
+        """Whether |V_k+1| = ``norm``, or one before it, is more than the norm before; ``hessian_norm`` is |H V_k|."""
+        gamma = self._gamma
+        # <V, H V> from the three norms: |V'|^2 = |V|^2 - 2 gamma <V, H V> + gamma^2 |H V|^2.
+        curvature = self._norm**2 + (gamma * hessian_norm) ** 2 - norm**2
+        self._rows.append(torch.stack([self._norm, norm, hessian_norm, curvature, gamma]))
+        # What is not finite is no growth: it stays in the sum, where it is seen.
+        self.grew = self.grew | ((norm > self._norm) & norm.isfinite())
+        self._norm = norm
+        return self.grew
+
+    def report(self, watch: Watch) -> None:
+        """Leaves what was seen to ``watch``."""
+        if self._rows:
+            watch.add(torch.stack(self._rows).flatten(), self._sentence)
+
+    def _sentence(self, numbers: list[float]) -> str | None:
+        rows = [numbers[i : i + 5] for i in range(0, len(numbers), 5)]
+        for k, (before, after, hessian_norm, curvature, gamma) in enumerate(rows):
+            if not after > before or not math.isfinite(after):
+                continue
+            # The moments of H along V_k: without negative eigenvalues the second is at most lambda_max times the first.
+            first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
+            if first > 0:
+                cause = (
+                    f"gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {second / first:.3g} "
+                    "if the Hessian has no negative eigenvalues"
+                )
+                advice = f"a gamma below {2 * first / second:.2g}"
+            else:
+                cause = f"the curvature along V_{k} is negative, {first:.3g}"
+                advice = f"damping above {-first:.2g}"
+            return (
+                f"{self._where}: |V_k| grew {after / before:.3g} times from V_{k} to V_{k + 1}: {cause}; the series "
+                f"was cut behind V_{k}; take {advice}, fewer terms, or, if these were differences across kinks, exact "
+                "products"
+            )
+        return None
