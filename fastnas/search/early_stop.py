@@ -38,9 +38,11 @@ class EarlyStop:
 
     where mean(i) is the largest eigenvalue of d2L2/dalpha2, averaged over k = 5 epochs around i (Zela et al.,
     "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020, section 4.3): a fast rise goes
-    before architectures that do worse as discrete networks. So the newest window is that around i = newest - 2, and
-    the first decision is made after 2k observations. Where the eigenvalue is not observed after every epoch,
-    observations count in place of epochs.
+    before architectures that do worse as discrete networks. So the newest window is that around i = newest - 2. Where
+    the eigenvalue is not observed after every epoch, observations count in place of epochs.
+
+    At first the eigenvalue rises because the weights learn. So, as in the authors' code, the search does not go back to
+    one of the first ten epochs; the paper does not say it.
 
     A mean that is not positive is no dominant curvature: with mean(i) <= 0 the search goes on, and a rise from
     mean(i - k) <= 0 to mean(i) > 0 ends it, as the rule reads when multiplied out, mean(i - k) < 0.75 mean(i).
@@ -48,28 +50,33 @@ class EarlyStop:
     Args:
         window: k, of the means and between them; odd.
         ratio: in (0, 1].
+        first: the earliest epoch to go back to, > 0; epochs count from 1.
 
     Raises:
         FastnasError: an argument is out of range.
 
     Example:
-        >>> rule, series = EarlyStop(), [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
+        >>> rule, series = EarlyStop(first=1), [1, 1, 1, 1, 1, 1, 2, 2, 2, 2]
         >>> [rule.observe(epoch, value) for epoch, value in enumerate(series, 1)][-1]
         Stop(epoch=3, at=10, before=1.0, after=1.8)
     """
 
-    def __init__(self, *, window: int = 5, ratio: float = 0.75) -> None:
+    def __init__(self, *, window: int = 5, ratio: float = 0.75, first: int = 11) -> None:
         if type(window) is not int or window < 1 or window % 2 == 0:
             raise FastnasError(f"EarlyStop: window must be an odd integer >= 1, got {window!r}")
         if not 0 < ratio <= 1:
             raise FastnasError(f"EarlyStop: ratio must be a number in (0, 1], got {ratio!r}")
-        self.window, self.ratio = window, ratio
+        if type(first) is not int or first < 1:
+            raise FastnasError(f"EarlyStop: first must be an integer >= 1, got {first!r}")
+        self.window, self.ratio, self.first = window, ratio, first
         self._observed: deque[tuple[int, float]] = deque(maxlen=2 * window)
 
-    @property
-    def needed(self) -> int:
-        """Observations before the first decision."""
-        return 2 * self.window
+    def earliest(self, every: int) -> int:
+        """The first epoch after which it can stop, with observations after every so many epochs."""
+        behind = (
+            2 * self.window - self.window // 2 - 1
+        )  # observations since the epoch that it would go back to
+        return every * max(2 * self.window, behind + -(-self.first // every))
 
     def observe(self, epoch: int, eigenvalue: float) -> Stop | None:
         """Takes the eigenvalue after ``epoch``, a later one than before; None: go on.
@@ -88,9 +95,9 @@ class EarlyStop:
                 f"EarlyStop: the eigenvalue of epoch {epoch} is no finite number: {eigenvalue!r}"
             )
         self._observed.append((epoch, float(eigenvalue)))
-        if len(self._observed) < self.needed:
-            return None
         epochs, values = zip(*self._observed, strict=True)
+        if len(values) < 2 * self.window or epochs[self.window // 2] < self.first:
+            return None
         before, after = (
             math.fsum(part) / self.window for part in (values[: self.window], values[self.window :])
         )

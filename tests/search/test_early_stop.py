@@ -8,9 +8,9 @@ from fastnas import FastnasError
 from fastnas.search.early_stop import EarlyStop, Stop
 
 
-def first_stop(series, **options):
+def first_stop(series, first=1, **options):
     """The first stop along ``series``, observed after epochs 1, 2, ..."""
-    rule = EarlyStop(**options)
+    rule = EarlyStop(first=first, **options)
     stops = (rule.observe(epoch, value) for epoch, value in enumerate(series, 1))
     return next((stop for stop in stops if stop), None)
 
@@ -68,7 +68,7 @@ def test_negative_means():
 
 
 def test_observations_that_are_epochs_apart_count_as_one_step_each():
-    rule = EarlyStop()
+    rule = EarlyStop(first=1)
     stops = [rule.observe(3 * n, 1.0 if n <= 8 else 3.0) for n in range(1, 11)]
     assert stops[:-1] == [None] * 9
     assert stops[-1] == Stop(epoch=9, at=30, before=1.0, after=1.8)
@@ -94,8 +94,26 @@ def test_epochs_must_rise():
 
 
 @pytest.mark.parametrize(
-    "options", [{"window": 0}, {"window": 4}, {"window": 5.0}, {"ratio": 0}, {"ratio": 1.1}]
+    "options", [{"window": 0}, {"window": 4}, {"window": 5.0}, {"ratio": 0}, {"ratio": 1.1}, {"first": 0}]
 )
 def test_arguments_out_of_range(options):
     with pytest.raises(FastnasError, match=f"EarlyStop: {next(iter(options))} must be"):
         EarlyStop(**options)
+
+
+def test_the_first_ten_epochs_are_not_gone_back_to():
+    """A rise at the beginning is the weights' learning; one that goes on is seen as soon as i - 5 = 11."""
+    assert EarlyStop().first == 11
+    assert first_stop([float(i) for i in range(1, 13)] + [12.0] * 30, first=11) is None
+    assert first_stop([float(i) for i in range(1, 13)] + [12.0] * 30) is not None
+    stop = first_stop([1.1**i for i in range(40)], first=11)
+    assert (stop.epoch, stop.at) == (11, 18)
+
+
+@pytest.mark.parametrize("every", range(1, 15))
+@pytest.mark.parametrize(("window", "first"), [(5, 11), (5, 1), (3, 7), (1, 1), (1, 9)])
+def test_the_earliest_stop(every, window, first):
+    """Of a series that rises all the time, by trying."""
+    rule = EarlyStop(window=window, first=first)
+    stops = (rule.observe(every * n, 4.0**n) for n in range(1, 60))
+    assert next(stop.at for stop in stops if stop) == rule.earliest(every)
