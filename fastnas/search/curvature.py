@@ -17,7 +17,7 @@ FIGURES = ("lambda_max", "lambda_min", "asymmetry")
 CURVATURE = tuple(f"{operator}_{figure}" for operator in OPERATORS for figure in FIGURES)
 STEPS = 20
 # Of differences in alpha, for each of them, root mean square. The switches of ReLU and max-pooling that a step crosses
-# are noise, and only a long step drowns it: docs/decisions.md, 53.
+# are noise, and only a long step drowns it: docs/decisions.md, 52.
 ALPHA_STEP = 1 / 15
 
 

@@ -42,7 +42,7 @@ class EarlyStop:
     the eigenvalue is not observed after every epoch, observations count in place of epochs.
 
     At first the eigenvalue rises because the weights learn. So, as in the authors' code, the search does not go back to
-    one of the first ten epochs; the paper does not say it.
+    one of the first ten epochs (docs/decisions.md, 53).
 
     A mean that is not positive is no dominant curvature: with mean(i) <= 0 the search goes on, and a rise from
     mean(i - k) <= 0 to mean(i) > 0 ends it, as the rule reads when multiplied out, mean(i - k) < 0.75 mean(i).
