@@ -148,7 +148,7 @@ def test_the_line_of_an_epoch_shows_both_ends(tmp_path, capsys):
 
 
 # The early stop, with eigenvalues by hand: ones, and threes from epoch 19, so that the mean over 15..19 is 1.4.
-STOPPING = {"method": "first-order", "epochs": 20, "spectrum_every": 1, "early_stop": True}
+STOPPING = {"method": "first-order", "images": 32, "epochs": 20, "spectrum_every": 1, "early_stop": True}
 
 
 def by_hand(monkeypatch, jump=19):
