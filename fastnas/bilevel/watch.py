@@ -9,6 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Along what H does not see V_k stays as it is, and only rounding moves its norm.
+ROUNDING = 1e-6
+
 
 class HypergradientWarning(UserWarning):
     """An estimator met what its theory excludes and says how it went on: divergence or negative curvature."""
@@ -64,11 +67,11 @@ class Growth:
     def step(self, norm: Tensor, hessian_norm: Tensor) -> Tensor:
         """Whether |V_k+1| = ``norm``, or one before it, is more than the norm before; ``hessian_norm`` is |H V_k|."""
         gamma = self._gamma
-        # <V, H V> from the three norms: |V'|^2 = |V|^2 - 2 gamma <V, H V> + gamma^2 |H V|^2.
+        # 2 gamma <V, H V> from the three norms: |V'|^2 = |V|^2 - 2 gamma <V, H V> + gamma^2 |H V|^2.
         curvature = self._norm**2 + (gamma * hessian_norm) ** 2 - norm**2
         self._rows.append(torch.stack([self._norm, norm, hessian_norm, curvature, gamma]))
         # What is not finite is no growth: it stays in the sum, where it is seen.
-        self.grew = self.grew | ((norm > self._norm) & norm.isfinite())
+        self.grew = self.grew | ((norm > self._norm * (1 + ROUNDING)) & norm.isfinite())
         self._norm = norm
         return self.grew
 
@@ -79,19 +82,27 @@ class Growth:
 
     def _sentence(self, numbers: list[float]) -> str | None:
         rows = [numbers[i : i + 5] for i in range(0, len(numbers), 5)]
-        for k, (before, after, hessian_norm, curvature, gamma) in enumerate(rows):
-            if not after > before or not math.isfinite(after):
-                continue
-            growth = f"{self._where}: |V_k| grew {after / before:.3g} times from V_{k} to V_{k + 1}"
-            kept = f"the series was cut behind V_{k}"
-            size = hessian_norm / before
-            if curvature > 0:
-                return (
-                    f"{growth}: gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {size:.3g}; "
-                    f"{kept}; take gamma below {2 / size:.2g}, fewer terms, or damping"
-                )
+        grown = [
+            k
+            for k, row in enumerate(rows)
+            if row[1] > row[0] * (1 + ROUNDING) and all(map(math.isfinite, row))
+        ]
+        if not grown:
+            return None
+        first, (before, after, _, _, gamma) = grown[0], rows[grown[0]]
+        growth = f"{self._where}: |V_k| grew {after / before:.3g} times from V_{first} to V_{first + 1}"
+        kept = f"the series was cut behind V_{first}"
+        # The later, the more of V_k lies along the eigenvalue that makes it grow.
+        norm, _, _, twice, _ = rows[grown[-1]]
+        lowest = twice / (2 * gamma * norm**2)
+        if lowest <= 0:
             return (
-                f"{growth}: the Hessian has negative curvature there, of about {-size:.3g}; "
-                f"{kept}; take fewer terms, or damping above {size:.2g}"
+                f"{growth}: the Hessian has negative curvature there, of about {lowest:.3g}; "
+                f"{kept}; take fewer terms, or damping above {-lowest:.2g}"
             )
-        return None
+        # |H V|^2 <= lambda_max <V, H V> where H has no negative curvature; growth makes it more than 2/gamma.
+        largest = max(2 * gamma * rows[k][2] ** 2 / rows[k][3] for k in grown if rows[k][3] > 0)
+        return (
+            f"{growth}: gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {largest:.3g}; "
+            f"{kept}; take gamma below {2 / largest:.2g}, fewer terms, or damping if H has negative curvature"
+        )
