@@ -235,7 +235,7 @@ class TestNeumann:
         x = neumann(0.52, **arguments, watch=watch)(product, b)
         (sentence,) = watch.sentences()
         assert "gamma = 0.52 is more than 2/lambda_max" in sentence
-        estimate = float(sentence.split("lambda_max being at least ")[1].split(";")[0])
+        estimate = float(sentence.split("lambda_max being at least ")[1].split()[0])
         assert 0.9 * 4.0 <= estimate <= 4.0 * (1 + 5e-3)  # three digits are printed
         # To the bit the series that ends before the growth.
         kept = int(sentence.split("the series was cut behind V_")[1].split(";")[0])
@@ -249,13 +249,11 @@ class TestNeumann:
         hessian, b, gamma = matrix(*SPECTRUM), vector(5), 3.0
         for _ in range(20):
             watch = Watch()
-            neumann(gamma, tolerance=1e-9, limit=5000, watch=watch)(
-                Product(hessian), b
-            )  # ends at the first growth
+            neumann(gamma, tolerance=1e-9, limit=5000, watch=watch)(Product(hessian), b)
             said = watch.sentences()
             if not said:
                 break
-            named = float(said[0].split("take gamma below ")[1].split(",")[0])
+            named = float(said[0].split("take a gamma below ")[1].split(",")[0])
             assert named <= gamma
             gamma = 0.99 * named
         else:
@@ -269,14 +267,14 @@ class TestNeumann:
             watch = Watch()
             neumann(3.0, terms=terms, watch=watch)(Product(hessian), b)
             (sentence,) = watch.sentences()
-            estimate = float(sentence.split("lambda_max being at least ")[1].split(";")[0])
+            estimate = float(sentence.split("lambda_max being at least ")[1].split()[0])
             assert least <= estimate <= 4.0 * (1 + 5e-3)
 
     def test_negative_curvature_is_told_from_a_large_gamma(self):
         hessian, watch = torch.diag(torch.tensor([-0.5, 1.0, 2.0]).double()), Watch()
         x = neumann(0.3, terms=300, watch=watch)(Product(hessian), torch.ones(3).double())
         (sentence,) = watch.sentences()
-        assert "negative curvature there, of about -0.5" in sentence
+        assert "is negative, -0.5;" in sentence
         assert "damping above 0.5" in sentence
         kept = int(sentence.split("the series was cut behind V_")[1].split(";")[0])
         assert torch.equal(x, neumann(0.3, terms=kept)(Product(hessian), torch.ones(3).double()))
@@ -303,7 +301,7 @@ class TestNeumann:
         assert relative(neumann(0.6, terms=9, watch=watch)(Product(hessian), b), 0.6 * b) < 1e-15
         (sentence,) = watch.sentences()
         assert "|V_k| grew 1.4 times from V_0 to V_1" in sentence
-        assert "lambda_max being at least 4;" in sentence
+        assert "lambda_max being at least 4 if" in sentence
 
     def test_the_limit_is_said(self):
         hessian, b, watch = matrix(*SPECTRUM), vector(5), Watch()
