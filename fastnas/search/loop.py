@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
-from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method
+from fastnas.bilevel import InnerSettings, Products, method
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
@@ -26,6 +26,7 @@ from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt, interrupt_flag
+from fastnas.search.notices import Notices
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
@@ -174,21 +175,12 @@ class Search:
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
-        losses, norms, seen, number, noticed = [], [], 0, 0, 0
+        losses, norms, seen, notices = [], [], 0, Notices(epoch, self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
-            number += 1
-            try:
-                report = self.step(group, next(val), rate)
-            except NotFiniteError as error:
-                raise FastnasError(
-                    f"epoch {epoch}, step {number}: {error}, so alpha was not moved; "
-                    "start again with a lower --learning-rate in another --out"
-                ) from None
-            if report.noticed and not noticed:
-                tqdm.write(f"epoch {epoch}, step {number}: {report.noticed[0]}", file=sys.stderr)
-            noticed += bool(report.noticed)
+            report = self.step(group, next(val), rate)
+            notices.add(report.watch)
             losses.append(report.losses)
             correct += report.correct
             norms.append(report.hypergradient_norm)
@@ -208,7 +200,7 @@ class Search:
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "hypergradient_norm": torch.stack(norms).mean().item(),
-            "hypergradient_warnings": noticed,
+            "hypergradient_warnings": notices.finish(),
             "alpha_entropy": alpha_entropy(self.net),
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
