@@ -9,6 +9,7 @@ import torch
 from fastnas.bilevel import HypergradientWarning, Watch
 from fastnas.bilevel.solvers import conjugate_gradients, dense, hessian_matrix, neumann, nystroem
 from fastnas.errors import FastnasError
+from tests.bilevel.test_invariants import peak_vectors
 
 SPECTRUM = (0.5, 1.0, 2.0, 3.5, 4.0)
 
@@ -399,3 +400,22 @@ def test_wrong_constants(make, message):
     with pytest.raises(FastnasError) as raised:
         make()
     assert str(raised.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("make", "vectors", "in_float32"),
+    [
+        (lambda: conjugate_gradients(3, tolerance=0.0), 4, 8),  # the dot products' copies
+        (lambda: nystroem(1), 6, None),
+        (lambda: nystroem(6), 11, None),  # one more a column
+    ],
+)
+def test_holds_as_many_vectors_as_its_docstring_says(make, vectors, in_float32):
+    size = 1 << 18
+    for dtype, wanted, width in ((torch.float64, vectors, 2), (torch.float32, in_float32, 1)):
+        if wanted is None:
+            continue
+        diagonal, b = torch.linspace(1, 2, size, dtype=dtype), torch.ones(size, dtype=dtype)
+        solve = make()
+        peak = peak_vectors(size, lambda: solve(lambda u, diagonal=diagonal: diagonal * u, b)) / width  # noqa: B023
+        assert peak == pytest.approx(wanted, abs=0.01)
