@@ -24,7 +24,7 @@ from fastnas.bilevel import method as method_of
 from fastnas.bilevel.solvers import Solver
 from fastnas.errors import FastnasError
 from fastnas.hypergradient.leaves import Parameters
-from fastnas.hypergradient.problem import Closure, ModuleProblem
+from fastnas.hypergradient.problem import Closure, ModuleProblem, check_loss
 
 EXACT = Products("exact", "exact")
 
@@ -115,7 +115,7 @@ def hypergradient(
     _check_optimiser(entry, inner_optimiser, gamma, len(losses))
     optimiser = InnerSgd(0.0) if inner_optimiser is None else inner_optimiser
     seen = Watch() if watch is None else watch
-    with ModuleProblem(last, val_loss, inner, outer) as problem:
+    with ModuleProblem(last, val_loss, inner, outer, keep_graph=True) as problem:
         settings = InnerSettings(
             learning_rate=optimiser.learning_rate,
             momentum=optimiser.momentum,
@@ -157,7 +157,9 @@ def _step_losses(train_loss: Closure | Sequence[Closure], steps: int | None) -> 
         check.count("hypergradient", "steps", steps)
     if callable(train_loss):
         return [train_loss] * (steps or 0)
-    losses = list(train_loss)
+    losses = list(train_loss) if isinstance(train_loss, Sequence) else [train_loss]
+    for loss in losses:
+        check_loss("train_loss", loss)
     if not losses or steps not in (None, len(losses)):
         raise FastnasError(
             f"hypergradient: {len(losses)} training losses cannot make {steps or 'any'} steps; give one for each step"
