@@ -10,6 +10,7 @@ release     idarts_release, the authors' code as it is
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
 methods     all of them by name, with what they cost
+spectrum    the ends, trace and density of a symmetric operator's spectrum, from its products alone
 """
 
 from fastnas.bilevel.difference import hessian_vector_product, mixed_product
@@ -26,6 +27,7 @@ from fastnas.bilevel.problem import (
 )
 from fastnas.bilevel.products import Curvature, Products
 from fastnas.bilevel.release import idarts_release
+from fastnas.bilevel.spectrum import Ends, Spectrum, Tridiagonal, ends, lanczos, spectrum
 from fastnas.bilevel.unrolled import (
     InnerSgd,
     Trajectory,
@@ -40,6 +42,7 @@ __all__ = [
     "METHODS",
     "BilevelProblem",
     "Curvature",
+    "Ends",
     "FunctionProblem",
     "HypergradientWarning",
     "InnerSettings",
@@ -48,12 +51,15 @@ __all__ = [
     "Method",
     "NotFiniteError",
     "Products",
+    "Spectrum",
     "Trajectory",
+    "Tridiagonal",
     "TwiceDifferentiable",
     "Watch",
     "amended",
     "cg",
     "darts",
+    "ends",
     "exact",
     "first_order",
     "hessian_vector_product",
@@ -61,12 +67,14 @@ __all__ = [
     "idarts_release",
     "implicit",
     "inner_steps",
+    "lanczos",
     "method",
     "mixed_product",
     "neumann",
     "nystroem",
     "restored",
     "reverse",
+    "spectrum",
     "t1_t2",
     "toy_problem",
     "truncated_reverse",
