@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fastnas.errors import FastnasError
+from fastnas.hypergradient.buffers import CalledBuffers
 from fastnas.hypergradient.leaves import Parameters, check_together, leaves
 from fastnas.hypergradient.twice import check_twice_differentiable, not_twice
 from fastnas.supernet.arena import Arena, joined
@@ -79,6 +79,7 @@ class ModuleProblem:
         check_together(self._tensors["inner"], self._tensors["outer"])
         self._arenas: dict[str, Arena] = {}
         self._homes: dict[str, list[Tensor]] = {}
+        self._buffers = CalledBuffers(*(given for given in (inner, outer) if isinstance(given, nn.Module)))
         self._keep_graph = keep_graph
         self._graph: tuple[object, tuple[Tensor | None, ...]] | None = None
 
@@ -90,10 +91,12 @@ class ModuleProblem:
             with torch.no_grad():
                 self._arenas[name] = Arena(named, dtype=tensors[0].dtype, device=tensors[0].device)
         self.w, self.alpha = self._arenas["inner"].flat, self._arenas["outer"].flat
+        self._buffers.listen()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._graph = None
+        self._buffers.stop()
         for name, tensors in self._tensors.items():
             for tensor, home in zip(tensors, self._homes[name], strict=True):
                 tensor.data = home
@@ -218,7 +221,7 @@ class ModuleProblem:
         )
         with (
             torch.random.fork_rng([index] if device.type == "cuda" else []),
-            kept_buffers(),
+            self._buffers.kept(),
             pinned(),
             narrow(device, None),
             torch.enable_grad(),
@@ -233,28 +236,6 @@ def check_loss(name: str, loss: object) -> None:
             f"hypergradient: {name} must be a function without arguments that returns the loss, "
             f"got {type(loss).__name__}"
         )
-
-
-@contextmanager
-def kept_buffers() -> Iterator[None]:
-    """The buffers of every module that is called within it come back, bit for bit, as they were before."""
-    seen: dict[int, tuple[nn.Module, dict[str, tuple[Tensor, Tensor]]]] = {}
-
-    def keep(module: nn.Module, arguments: Any) -> None:
-        if module._buffers and id(module) not in seen:
-            buffers = {name: b for name, b in module._buffers.items() if b is not None}
-            seen[id(module)] = module, {name: (b, b.detach().clone()) for name, b in buffers.items()}
-
-    hook = register_module_forward_pre_hook(keep)
-    try:
-        yield
-    finally:
-        hook.remove()
-        with torch.no_grad():
-            for module, buffers in seen.values():
-                for name, (buffer, saved) in buffers.items():
-                    buffer.data.copy_(saved)  # past the count of versions: a kept graph may hold the buffer
-                    module._buffers[name] = buffer
 
 
 def _derivatives(

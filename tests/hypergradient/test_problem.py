@@ -147,6 +147,43 @@ def test_a_buffer_that_a_module_replaces_comes_back_as_the_same_tensor():
     assert kept.item() == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_buffers_of_a_scripted_module_come_back():
+    """Its parts are called without hooks."""
+    setting = Setting(nn.BatchNorm1d(8))
+    plain, before = setting.model, setting.everything()
+    with problem_of(setting) as problem:
+        wanted = problem.train_grad_w()
+    setting.model = torch.jit.script(plain)
+    with ModuleProblem(setting.train_loss, setting.val_loss, plain, setting.outer) as problem:
+        torch.testing.assert_close(problem.train_grad_w(), wanted, **TIGHT)
+    setting.model = plain
+    assert same_bits(before, setting.everything())
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_buffers_of_a_compiled_module_come_back():
+    setting = Setting(nn.BatchNorm1d(8))
+    plain, before = setting.model, setting.everything()
+    with problem_of(setting) as problem:
+        wanted = problem.train_grad_w(), problem.train_hessian_product(torch.ones_like(problem.w))
+    setting.model = torch.compile(plain, backend="eager")
+    inner = list(plain.parameters())
+    with ModuleProblem(setting.train_loss, setting.val_loss, inner, setting.outer) as problem:
+        got = problem.train_grad_w(), problem.train_hessian_product(torch.ones_like(problem.w))
+    setting.model = plain
+    torch.testing.assert_close(got, wanted, **TIGHT)
+    assert same_bits(before, setting.everything())
+
+
+def test_no_hook_stays():
+    hooks = nn.modules.module._global_forward_pre_hooks
+    setting, before = Setting(), len(hooks)
+    with problem_of(setting):
+        assert len(hooks) == before + 1
+    assert len(hooks) == before
+
+
 def test_both_sides_of_a_difference_see_the_same_dropout_mask():
     """With another mask each, the difference would be off by far more than its O(radius^2)."""
     setting = Setting(*layers("dropout"))
