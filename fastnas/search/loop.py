@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -251,7 +251,10 @@ class Search:
             self._cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation)
         )
         problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
-        return measured_curvature(problem, self.step.settings.products, self.interrupt.check)
+        products = self.step.settings.products
+        if problem.exact_by == "tangents":  # in the time of differences, and right
+            products = replace(products, hessian="exact")
+        return measured_curvature(problem, products, self.interrupt.check)
 
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
         # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
