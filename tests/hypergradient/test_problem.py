@@ -373,13 +373,13 @@ class TestKeptGraph:
                 most[0] = max(most[0], len(alive))
                 return grad.clone()
 
-        setting = Setting()
+        class Layer(nn.Module):
+            def forward(self, x):
+                return Identity.apply(x)
 
-        def train_loss():
-            return Identity.apply(setting.train_loss())
-
+        setting = Setting(Layer())
         arguments = {"method": "reverse", "inner_optimiser": InnerSgd(0.1), "steps": 6}
-        fastnas.hypergradient(train_loss, setting.val_loss, setting.model, setting.outer, **arguments)
+        fastnas.hypergradient(setting.train_loss, setting.val_loss, setting.model, setting.outer, **arguments)
         gc.collect()
         assert most[0] == 1
         assert len(alive) == 0
