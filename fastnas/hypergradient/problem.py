@@ -10,10 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fastnas.bilevel.twice import check_twice_differentiable, not_twice
 from fastnas.errors import FastnasError
 from fastnas.hypergradient.buffers import CalledBuffers
 from fastnas.hypergradient.leaves import Parameters, check_together, leaves
-from fastnas.hypergradient.twice import check_twice_differentiable, not_twice
 from fastnas.supernet.arena import Arena, joined
 from fastnas.supernet.problem import narrow, pinned
 
@@ -188,7 +188,7 @@ class ModuleProblem:
                     retain_graph=self._keep_graph,
                 )
             except RuntimeError as error:
-                raise not_twice(name, _first_line(error)) from error
+                raise not_twice("hypergradient", name, _first_line(error)) from error
         return joined(_materialised(products, [by]), by)[0]
 
     def _with_graph(self, name: str, first: str) -> tuple[Tensor | None, ...]:
@@ -197,7 +197,7 @@ class ModuleProblem:
         if point not in self._graph:
             self._graph.clear()  # its memory, before the next one is made
             loss = self._loss(name)
-            check_twice_differentiable(name, loss)
+            check_twice_differentiable("hypergradient", name, loss)
             parts = _derivatives(loss, self._arenas[first].leaves, create_graph=True)
             _check_dependence(name, first, parts)
             if not self._keep_graph:
