@@ -7,6 +7,7 @@ implicit    those that solve with the Hessian: implicit, idarts, neumann, cg, ny
 solvers     what they solve with: ``solve(matvec, b)``
 unrolled    those that go back through weight steps: reverse, truncated_reverse; unroll and inner_steps make the steps
 release     idarts_release, the authors' code as it is
+spectrum    eigenvalues of an operator known by its products: their ends, trace and density
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
 methods     all of them by name, with what they cost
@@ -26,6 +27,7 @@ from fastnas.bilevel.problem import (
 )
 from fastnas.bilevel.products import Curvature, Products
 from fastnas.bilevel.release import idarts_release
+from fastnas.bilevel.spectrum import Ends, Spectrum, Tridiagonal, ends, lanczos, spectrum
 from fastnas.bilevel.unrolled import (
     InnerSgd,
     Trajectory,
@@ -40,6 +42,7 @@ __all__ = [
     "METHODS",
     "BilevelProblem",
     "Curvature",
+    "Ends",
     "FunctionProblem",
     "HypergradientWarning",
     "InnerSettings",
@@ -48,12 +51,15 @@ __all__ = [
     "Method",
     "NotFiniteError",
     "Products",
+    "Spectrum",
     "Trajectory",
+    "Tridiagonal",
     "TwiceDifferentiable",
     "Watch",
     "amended",
     "cg",
     "darts",
+    "ends",
     "exact",
     "first_order",
     "hessian_vector_product",
@@ -61,12 +67,14 @@ __all__ = [
     "idarts_release",
     "implicit",
     "inner_steps",
+    "lanczos",
     "method",
     "mixed_product",
     "neumann",
     "nystroem",
     "restored",
     "reverse",
+    "spectrum",
     "t1_t2",
     "toy_problem",
     "truncated_reverse",
