@@ -10,9 +10,12 @@ release     idarts_release, the authors' code as it is
 spectrum    eigenvalues of an operator known by its products: their ends, trace and density
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
+agreement   cosine and relative error of an estimate
+radius      differences of every radius beside exact products, and the best one
 methods     all of them by name, with what they cost
 """
 
+from fastnas.bilevel.agreement import Agreement, agreement
 from fastnas.bilevel.difference import hessian_vector_product, mixed_product
 from fastnas.bilevel.estimators import amended, darts, first_order, t1_t2
 from fastnas.bilevel.implicit import cg, exact, idarts, implicit, neumann, nystroem
@@ -26,6 +29,7 @@ from fastnas.bilevel.problem import (
     toy_problem,
 )
 from fastnas.bilevel.products import Curvature, Products
+from fastnas.bilevel.radius import RADII, RadiusRow, radius_sweep, recommended_radius
 from fastnas.bilevel.release import idarts_release
 from fastnas.bilevel.spectrum import Ends, Spectrum, Tridiagonal, ends, lanczos, spectrum
 from fastnas.bilevel.unrolled import (
@@ -40,6 +44,8 @@ from fastnas.bilevel.watch import HypergradientWarning, Watch
 
 __all__ = [
     "METHODS",
+    "RADII",
+    "Agreement",
     "BilevelProblem",
     "Curvature",
     "Ends",
@@ -51,11 +57,13 @@ __all__ = [
     "Method",
     "NotFiniteError",
     "Products",
+    "RadiusRow",
     "Spectrum",
     "Trajectory",
     "Tridiagonal",
     "TwiceDifferentiable",
     "Watch",
+    "agreement",
     "amended",
     "cg",
     "darts",
@@ -72,6 +80,8 @@ __all__ = [
     "mixed_product",
     "neumann",
     "nystroem",
+    "radius_sweep",
+    "recommended_radius",
     "restored",
     "reverse",
     "spectrum",

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
-from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method
+from fastnas.bilevel import (
+    InnerSettings,
+    NotFiniteError,
+    Products,
+    method,
+    radius_sweep,
+    recommended_radius,
+)
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.doctor import check_first_use
@@ -25,6 +32,7 @@ from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt, interrupt_flag
+from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
@@ -68,11 +76,12 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         device = _device(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
+        measured = _measured(search, folder, progress)
         interrupt.defer()
         done: int = 0
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            folder.start(config)
+            folder.start(config, measured)
         else:
             done, rows = folder.restore(search.step, config)
         try:
@@ -85,6 +94,21 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
             ) from None
     alphas = {name: alpha.detach().cpu().clone() for name, alpha in search.net.alphas.tensors.items()}
     return SearchResult(search.genotype(), alphas, rows, folder.path, config)
+
+
+def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
+    """What ``--difference-radius auto`` found, now or when the resumed run began; the search takes it."""
+    hyper = search.config.hypergradient
+    if hyper.difference_radius != "auto":
+        return {}
+    if search.config.run.resume is not None:
+        search.take_radius(folder.measured("difference_radius"))
+        return {}
+    radius = search.best_radius()
+    search.take_radius(radius)
+    if progress:
+        tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
+    return {"difference_radius": radius}
 
 
 def _epochs(search: Search, folder: RunFolder, done: int, progress: bool) -> list[dict[str, Any]]:
@@ -153,6 +177,7 @@ class Search:
             ) from None
         self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
+        self.radius: float | None = None  # where it was measured
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
@@ -161,19 +186,17 @@ class Search:
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
-        # The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches.
-        for i, generator in enumerate(self.generators):
-            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self.shuffle(epoch)
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
-        train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
+        train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
         losses, norms, seen, number, noticed = [], [], 0, 0, 0
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
             number += 1
             try:
-                report = self.step(group, next(val), rate)
+                report = self.step(group, alpha_batch := next(val), rate)
             except NotFiniteError as error:
                 raise FastnasError(
                     f"epoch {epoch}, step {number}: {error}, so alpha was not moved; "
@@ -182,6 +205,7 @@ class Search:
             if report.noticed and not noticed:
                 tqdm.write(f"epoch {epoch}, step {number}: {report.noticed[0]}", file=sys.stderr)
             noticed += bool(report.noticed)
+            audited = group, alpha_batch
             losses.append(report.losses)
             correct += report.correct
             norms.append(report.hypergradient_norm)
@@ -209,6 +233,11 @@ class Search:
             "peak_memory_bytes": _peak_memory(self.device),
             "genotype": str(genotype),
         }
+        if self.radius is not None:
+            row["difference_radius"] = self.radius
+        every = self.config.hypergradient.audit_every
+        if every:
+            row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
                 raise FastnasError(
@@ -223,7 +252,35 @@ class Search:
             shown = {"loss": f"{loss.item():.3f}", "acc": f"{100 * accuracy.item():.1f}%"}
             bar.set_postfix(shown | ({"val acc": self.val_accuracy} if self.val_accuracy else {}))
 
-    def _cast(self, batch: Batch) -> Batch:
+    def shuffle(self, epoch: int) -> None:
+        """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
+        for i, generator in enumerate(self.generators):
+            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+
+    def take_radius(self, radius: float) -> None:
+        """From now on differences have this radius, and every row says so."""
+        self.radius = radius
+        settings = self.step.settings
+        self.step.settings = replace(settings, products=replace(settings.products, radius=radius))
+
+    def best_radius(self, steps: int = 12) -> float:
+        """The radius that differences should have (``fastnas.bilevel.radius``) after some weight steps, then undone.
+
+        At the first weights other units switch than a few steps later.
+        """
+        with untouched(self.step):
+            self.shuffle(1)
+            train, val = map(self.cast, self.train.forever()), map(self.cast, self.val.forever())
+            for _ in range(steps):
+                self.interrupt.check()
+                self.step.weight_step(next(train), learning_rate(self.config.optimiser, 1))
+            problem = self.step.problem(next(train), next(val))
+            scheme = self.config.hypergradient.difference_scheme
+            rows = radius_sweep([problem], problem.val_grads()[0], scheme=scheme)
+        return recommended_radius(rows)
+
+    def cast(self, batch: Batch) -> Batch:
+        """A batch in the precision of the weights."""
         return batch[0].to(self.dtype), batch[1]
 
     @torch.no_grad()
@@ -232,7 +289,7 @@ class Search:
         self.net.eval()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in map(self._cast, self.evaluation):
+        for images, labels in map(self.cast, self.evaluation):
             self.interrupt.check()
             logits = self.net(images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -272,7 +329,8 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
             hessian=hyper.hvp,
             mixed=hyper.mixed_product,
             scheme=hyper.difference_scheme,
-            radius=hyper.difference_radius,
+            # What is measured is put in its place before the first step.
+            radius=0.01 if hyper.difference_radius == "auto" else hyper.difference_radius,
         ),
         tolerance=hyper.tolerance,
         limit=hyper.solver_steps,
@@ -330,5 +388,5 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
         f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {row['seconds']:.1f} s"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {row['seconds']:.1f} s{audit_line(row)}"
     )

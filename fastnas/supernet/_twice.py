@@ -20,9 +20,7 @@ def product(net: Supernet, batch: Batch, first: str, second: str, direction: Ten
     try:
         with net.frozen_statistics(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             loss = F.cross_entropy(net(batch[0]), batch[1])
-            grads = torch.autograd.grad(
-                loss, arenas[first].leaves, create_graph=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(loss, arenas[first].leaves, create_graph=True, materialize_grads=True)
             slope = torch.cat([grad.reshape(-1) for grad in grads]) @ direction
             parts = torch.autograd.grad(slope, arenas[second].leaves, materialize_grads=True)
     finally:

@@ -143,7 +143,11 @@ def smooth_twin(net: Supernet) -> Supernet:
     with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, and not used
         twin = Supernet(net.space, dtype=flat.dtype, device=flat.device, smooth=True)
     with torch.no_grad():
-        for mine, its in ((twin.weights, net.weights), (twin.alphas, net.alphas), (twin.running, net.running)):
+        for mine, its in (
+            (twin.weights, net.weights),
+            (twin.alphas, net.alphas),
+            (twin.running, net.running),
+        ):
             mine.flat.copy_(its.flat)
     twin.train(net.training)
     return twin
