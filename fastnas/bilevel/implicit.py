@@ -260,7 +260,7 @@ def idarts(
 def _neumann_series(
     curvature: Curvature, v: Tensor, gamma: float | Tensor, terms: int, watch: Watch
 ) -> Tensor:
-    """The sum of V_k over k = 0..K, up to the first growth; v becomes V_K. By differences a term costs the gradients and
+    """The sum of V_k over k = 0..K, up to the first growth; v becomes V_K. By differences a term costs gradients and
     some passes over P numbers: w is saved once for all terms, and the step leaves the norm that the next eps needs.
     """
     problem, products = curvature.problem, curvature.products

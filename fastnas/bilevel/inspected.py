@@ -28,6 +28,16 @@ class Inspected:
 
     Args:
         problem: whose oracles.
+
+    Example:
+        >>> from fastnas.bilevel import FunctionProblem, t1_t2
+        >>> problem = Inspected(FunctionProblem(lambda w, a: (w * a).log().sum(), lambda w, a: (w * a).sum(),
+        ...                                     torch.tensor([0.01]), torch.tensor([0.0])))
+        >>> try:
+        ...     problem.check(t1_t2(problem))
+        ... except NotFiniteError as error:
+        ...     print(error)
+        the oracle train_grad_alpha (dL1/dalpha) returned NaN or infinity
     """
 
     def __init__(self, problem: TwiceDifferentiable) -> None:

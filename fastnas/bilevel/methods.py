@@ -303,6 +303,7 @@ METHODS: dict[str, Method] = {
             inner_steps=4,
             gradients=lambda settings: None,
             hypergradient=_exact,
+            waits=True,
         ),
         Method(
             "reverse",

@@ -45,6 +45,14 @@ def idarts_release(
 
     Raises:
         FastnasError: an argument is out of range.
+
+    Example:
+        >>> from fastnas.bilevel import toy_problem
+        >>> problem = toy_problem()  # v = 4, H = 2, s = 4 + 2: the estimate is that of idarts
+        >>> idarts_release(problem, gamma=0.25, neumann_terms=1).round(decimals=6)
+        tensor([1.], dtype=torch.float64)
+        >>> problem.w  # 1 - R s + R v, R = 0.01/4
+        tensor([0.9950], dtype=torch.float64)
     """
     check.flat_vector("idarts-release", "w", problem.w)
     check.rate("idarts-release", "gamma", gamma, problem.w, above=True)

@@ -17,7 +17,6 @@ from torch import Tensor
 from fastnas.bilevel import _arguments as check
 from fastnas.bilevel.watch import Growth, Watch
 from fastnas.errors import FastnasError
-from fastnas.ops import vector_norm
 
 MatVec: TypeAlias = Callable[[Tensor], Tensor]
 Solver: TypeAlias = Callable[[MatVec, Tensor], Tensor]
@@ -114,14 +113,14 @@ def neumann(
 
     def solve(matvec: MatVec, b: Tensor) -> Tensor:
         seen = Watch() if watch is None else watch
-        v, series, norm = b.clone(), b.clone(), vector_norm(b)
+        v, series, norm = b.clone(), b.clone(), _norm(b)
         growth = Growth("neumann", gamma, norm)
         target = norm.item() * tolerance if tolerance is not None else 0.0
         for k in itertools.count() if terms is None else range(terms):
             product = matvec(v).add_(v, alpha=damping)
             v.sub_(product, alpha=gamma)
-            norm = vector_norm(v)
-            grew = growth.step(norm, vector_norm(product))
+            norm = _norm(v)
+            grew = growth.step(norm, _norm(product))
             if tolerance is not None:
                 residual = norm.item()
                 if residual <= target or grew.item():
@@ -177,7 +176,7 @@ def conjugate_gradients(
     def solve(matvec: MatVec, b: Tensor) -> Tensor:
         seen = Watch() if watch is None else watch
         x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
-        square, enough = _dot(b, b), (tolerance * vector_norm(b).item()) ** 2
+        square, enough = _dot(b, b), (tolerance * _norm(b).item()) ** 2
         for step in range(steps):
             if not math.isfinite(square) or square <= enough:
                 break
@@ -243,6 +242,11 @@ def nystroem(rank: int, *, damping: float = 0.01, seed: int = 0) -> Solver:
         return (b.double() / damping - wide.T @ inner / damping**2).to(b.dtype)
 
     return solve
+
+
+def _norm(u: Tensor) -> Tensor:
+    """|u|, accumulated in float64, shape (), on u's device."""
+    return torch.linalg.vector_norm(u, dtype=torch.float64)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

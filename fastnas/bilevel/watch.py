@@ -19,6 +19,14 @@ class Watch:
 
     An estimator that is given no watch makes one and reads it before it returns, which waits for the device. A search
     gives one to each hypergradient and reads it once, at the end of the step.
+
+    Example:
+        >>> from fastnas.bilevel import idarts, toy_problem
+        >>> watch = Watch()
+        >>> idarts(toy_problem(), gamma=2.0, neumann_terms=3, watch=watch).round(decimals=6)  # H = 2
+        tensor([14.], dtype=torch.float64)
+        >>> print(watch.sentences()[0].split(" if")[0])
+        idarts: |V_k| grew 3 times from V_0 to V_1: gamma = 2 is more than 2/lambda_max, lambda_max being at least 2
     """
 
     def __init__(self) -> None:
@@ -82,16 +90,20 @@ class Growth:
         for k, (before, after, hessian_norm, curvature, gamma) in enumerate(rows):
             if not after > before or not math.isfinite(after):
                 continue
-            growth = f"{self._where}: |V_k| grew {after / before:.3g} times from V_{k} to V_{k + 1}"
-            kept = f"the series was cut behind V_{k}"
-            size = hessian_norm / before
-            if curvature > 0:
-                return (
-                    f"{growth}: gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {size:.3g}; "
-                    f"{kept}; take gamma below {2 / size:.2g}, fewer terms, or damping"
+            # The moments of H along V_k: without negative eigenvalues the second is at most lambda_max times the first.
+            first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
+            if first > 0:
+                cause = (
+                    f"gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {second / first:.3g} "
+                    "if the Hessian has no negative eigenvalues"
                 )
+                advice = f"a gamma below {2 * first / second:.2g}"
+            else:
+                cause = f"the curvature along V_{k} is negative, {first:.3g}"
+                advice = f"damping above {-first:.2g}"
             return (
-                f"{growth}: the Hessian has negative curvature there, of about {-size:.3g}; "
-                f"{kept}; take fewer terms, or damping above {size:.2g}"
+                f"{self._where}: |V_k| grew {after / before:.3g} times from V_{k} to V_{k + 1}: {cause}; the series "
+                f"was cut behind V_{k}; take {advice}, fewer terms, or, if these were differences across kinks, exact "
+                "products"
             )
         return None

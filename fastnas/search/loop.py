@@ -25,6 +25,7 @@ from fastnas.bilevel import (
     radius_sweep,
     recommended_radius,
 )
+from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.doctor import check_first_use
@@ -175,6 +176,12 @@ class Search:
             raise FastnasError(
                 f"--channels {network.channels} --layers {network.layers}: no memory for this supernet on {device}"
             ) from None
+        weights = len(self.net.weights)
+        if config.hypergradient.method == "exact" and weights > DENSE_LIMIT:
+            raise FastnasError(
+                f"--method exact writes the Hessian out, for at most {DENSE_LIMIT:,} weights, and this supernet has "
+                f"{weights:,}; take fewer --channels or --layers, or --method cg"
+            )
         self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
         self.radius: float | None = None  # where it was measured

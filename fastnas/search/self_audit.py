@@ -29,7 +29,12 @@ EXACT = Products("exact", "exact")
 STEPS = 50  # of conjugate gradients, where they are the better estimator
 LANCZOS = 20
 WORST_CONDITION = 100
-NO_AUDIT: dict[str, Any] = {"audit_against": None, "audit_cosine": None, "audit_relative_error": None}
+NO_AUDIT: dict[str, Any] = {
+    "audit_against": None,
+    "audit_cosine": None,
+    "audit_relative_error": None,
+    "audit_term_cosine": None,
+}
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ def self_audit(step: SearchStep, train: Sequence[Batch], val: Batch, learning_ra
         learning_rate: of the epoch.
 
     Returns:
-        ``audit_against``, the better estimator's name, ``audit_cosine`` and ``audit_relative_error``, None where one of
-        the hypergradients is 0 or not finite.
+        ``audit_against``, the better estimator's name, ``audit_cosine`` and ``audit_relative_error``, and
+        ``audit_term_cosine``: that of the second-order terms alone, g - dL2/dalpha. They are the smaller part of g, and
+        an estimate of g may look right where that of the term is noise. None where something is 0 or not finite.
     """
     with untouched(step):
         own = step.method
@@ -76,11 +82,13 @@ def self_audit(step: SearchStep, train: Sequence[Batch], val: Batch, learning_ra
             estimate = own.hypergradient(problem, settings)
         with kept_weights(step):
             reference = better.method.hypergradient(problem, better.settings)
-    found = agreement(estimate, reference)
+        direct = problem.val_grad_alpha()
+    found, term = agreement(estimate, reference), agreement(estimate - direct, reference - direct)
     return {
         "audit_against": better.name,
         "audit_cosine": finite(found.cosine),
         "audit_relative_error": finite(found.relative_error),
+        "audit_term_cosine": finite(term.cosine),
     }
 
 
@@ -115,7 +123,9 @@ def audit_line(row: dict[str, Any]) -> str:
     """What an epoch's line says of its audit; empty without one."""
     if row.get("audit_cosine") is None:
         return ""
-    return f"  cosine {row['audit_cosine']:.3f}, error {row['audit_relative_error']:.2g} to {row['audit_against']}"
+    term = row["audit_term_cosine"]
+    alone = "" if term is None else f" (second-order term {term:.3f})"
+    return f"  cosine {row['audit_cosine']:.3f}{alone} to {row['audit_against']}"
 
 
 def finite(value: float) -> float | None:

@@ -147,16 +147,29 @@ class SearchStep:
         Raises:
             NotFiniteError: an oracle or the hypergradient has a NaN or an infinity; alpha is as it was.
         """
-        problem, watch = Inspected(self.problem(train, val)), Watch()
-        settings = self.settings_at(learning_rate, trajectory, watch)
-        grad = self.method.hypergradient(problem, settings)
-        problem.check(grad)
+        watch = Watch()
+        grad = self.hypergradient(train, val, learning_rate, trajectory, watch)
         self.alpha_optimiser.step(grad)
         return grad.norm(), watch.sentences()
 
-    def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
-        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves."""
-        return self.method.hypergradient(self.problem(train, val), self.settings_at(learning_rate))
+    def hypergradient(
+        self,
+        train: Batch,
+        val: Batch,
+        learning_rate: float,
+        trajectory: Trajectory | None = None,
+        watch: Watch | None = None,
+    ) -> Tensor:
+        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves (but by idarts-release).
+
+        Raises:
+            NotFiniteError: an oracle or the hypergradient has a NaN or an infinity.
+        """
+        problem = Inspected(self.problem(train, val))
+        settings = self.settings_at(learning_rate, trajectory, watch)
+        grad = self.method.hypergradient(problem, settings)
+        problem.check(grad)
+        return grad
 
     def problem(self, train: Batch, val: Batch) -> SupernetProblem:
         """The oracles on these batches."""

@@ -8,18 +8,28 @@ import torch
 from fastnas.bilevel import (
     METHODS,
     InnerSettings,
+    InnerSgd,
     Products,
     amended,
+    cg,
     darts,
+    exact,
     first_order,
     idarts,
+    idarts_release,
     inner_steps,
     method,
+    neumann,
+    nystroem,
+    reverse,
     t1_t2,
+    truncated_reverse,
+    unroll,
 )
 from fastnas.errors import FastnasError
 from tests.bilevel.problems import Counted, QuadraticProblem
 
+PRODUCTS = Products(radius=0.5)
 BUFFER = torch.linspace(-1, 1, 4, dtype=torch.float64)
 SETTINGS = InnerSettings(
     learning_rate=0.2,
@@ -29,8 +39,19 @@ SETTINGS = InnerSettings(
     eta=0.3,
     gamma=0.15,
     neumann_terms=3,
-    products=Products(radius=0.5),
+    products=PRODUCTS,
+    tolerance=0.02,
+    limit=50,
+    damping=0.05,
+    rank=3,
+    reverse_steps=2,
 )
+
+
+NAMES = [
+    *("first-order", "darts", "amended", "idarts", "t1-t2", "neumann", "cg", "nystroem", "exact"),
+    *("reverse", "truncated-reverse", "idarts-release"),
+]
 
 
 def curved():
@@ -38,10 +59,13 @@ def curved():
 
 
 def test_public_names_in_order():
-    assert list(METHODS) == ["first-order", "darts", "amended", "idarts", "t1-t2"]
+    assert list(METHODS) == NAMES
     assert all(entry.name == name for name, entry in METHODS.items())
     assert all(entry.summary and "\n" not in entry.summary for entry in METHODS.values())
-    assert [name for name, entry in METHODS.items() if entry.after_inner_steps] == ["idarts", "t1-t2"]
+    # Those whose authors' loops move alpha first; all others want the inner problem solved, or its steps.
+    assert [name for name, entry in METHODS.items() if not entry.after_inner_steps] == NAMES[:3]
+    assert [name for name, entry in METHODS.items() if entry.inner_steps == 1] == [*NAMES[:3], "t1-t2"]
+    assert [name for name, entry in METHODS.items() if entry.moves_weights] == ["idarts-release"]
 
 
 @pytest.mark.parametrize(
@@ -56,12 +80,20 @@ def test_public_names_in_order():
                 momentum=0.9,
                 momentum_buffer=BUFFER,
                 weight_decay=0.1,
-                products=Products(radius=0.5),
+                products=PRODUCTS,
             ),
         ),
-        ("amended", lambda p: amended(p, eta=0.3, products=Products(radius=0.5))),
-        ("idarts", lambda p: idarts(p, gamma=0.15, neumann_terms=3, products=Products(radius=0.5))),
-        ("t1-t2", lambda p: t1_t2(p, products=Products(radius=0.5))),
+        ("amended", lambda p: amended(p, eta=0.3, products=PRODUCTS)),
+        ("idarts", lambda p: idarts(p, gamma=0.15, neumann_terms=3, products=PRODUCTS)),
+        ("t1-t2", lambda p: t1_t2(p, products=PRODUCTS)),
+        (
+            "neumann",
+            lambda p: neumann(p, gamma=0.15, tolerance=0.02, limit=50, damping=0.05, products=PRODUCTS),
+        ),
+        ("cg", lambda p: cg(p, steps=50, tolerance=0.02, damping=0.05, products=PRODUCTS)),
+        ("nystroem", lambda p: nystroem(p, rank=3, damping=0.05, products=PRODUCTS)),
+        ("exact", lambda p: exact(p, products=PRODUCTS)),
+        ("idarts-release", lambda p: idarts_release(p, gamma=0.15, neumann_terms=3, products=PRODUCTS)),
     ],
 )
 def test_hypergradient_passes_its_settings_on(name, direct_call):
@@ -69,9 +101,27 @@ def test_hypergradient_passes_its_settings_on(name, direct_call):
     assert torch.equal(METHODS[name].hypergradient(curved(), SETTINGS), direct_call(curved()))
 
 
+@pytest.mark.parametrize(
+    ("name", "direct_call"),
+    [
+        ("reverse", lambda p, steps: reverse(p, steps, products=PRODUCTS)),
+        ("truncated-reverse", lambda p, steps: truncated_reverse(p, steps, last=2, products=PRODUCTS)),
+    ],
+)
+def test_reverse_modes_pass_their_settings_on(name, direct_call):
+    problem = curved()
+    trajectory = unroll(problem, InnerSgd(0.1, 0.9), 4)
+    settings = dataclasses.replace(SETTINGS, trajectory=trajectory)
+    assert torch.equal(METHODS[name].hypergradient(problem, settings), direct_call(problem, trajectory))
+    with pytest.raises(FastnasError, match=f"{name} goes back through weight steps: give InnerSettings"):
+        METHODS[name].hypergradient(problem, SETTINGS)
+    recorded = METHODS[name].recorded_steps(SETTINGS, 4)
+    assert recorded == (4 if name == "reverse" else 2)
+
+
 def test_gamma_is_the_learning_rate_unless_given():
     settings = dataclasses.replace(SETTINGS, gamma=None)
-    wanted = idarts(curved(), gamma=0.2, neumann_terms=3, products=Products(radius=0.5))
+    wanted = idarts(curved(), gamma=0.2, neumann_terms=3, products=PRODUCTS)
     assert torch.equal(METHODS["idarts"].hypergradient(curved(), settings), wanted)
 
 
@@ -104,7 +154,8 @@ def test_unknown_method(name):
     with pytest.raises(FastnasError) as raised:
         method(name)
     assert str(raised.value) == (
-        f"unknown hypergradient method {name!r}: choose one of first-order, darts, amended, idarts, t1-t2"
+        f"unknown hypergradient method {name!r}: choose one of first-order, darts, amended, idarts, t1-t2, neumann, "
+        "cg, nystroem, exact, reverse, truncated-reverse, idarts-release"
     )
 
 
@@ -122,7 +173,6 @@ STEP_ERRORS = [
     ("weight_decay", -1e-9, NOT_NEGATIVE),
     ("weight_decay", INFINITY, NOT_NEGATIVE),
 ]
-RADIUS_ERRORS = [("radius", 0, POSITIVE), ("radius", -1.0, POSITIVE), ("radius", NAN, POSITIVE)]
 COUNT_ERRORS = [
     (-1, "must be an integer >= 0"),
     (1.5, "must be an integer >= 0"),
@@ -133,17 +183,25 @@ COUNT_ERRORS = [
 @pytest.mark.parametrize(
     ("function", "arguments", "where", "name", "value", "message"),
     [
-        *((darts, {"learning_rate": 0.1}, "darts", *error) for error in STEP_ERRORS + RADIUS_ERRORS),
+        *((darts, {"learning_rate": 0.1}, "darts", *error) for error in STEP_ERRORS),
         *((inner_steps, {"steps": 1, "learning_rate": 0.1}, "inner_steps", *error) for error in STEP_ERRORS),
         *((inner_steps, {"learning_rate": 0.1}, "inner_steps", "steps", *error) for error in COUNT_ERRORS),
         (inner_steps, {"steps": 1}, "inner_steps", "learning_rate", torch.tensor(0.1), NOT_NEGATIVE),
-        *((amended, {}, "amended", *error) for error in RADIUS_ERRORS),
         (amended, {}, "amended", "eta", -0.1, NOT_NEGATIVE),
         (amended, {}, "amended", "eta", None, NOT_NEGATIVE),
-        *((idarts, {"gamma": 0.1}, "idarts", *error) for error in RADIUS_ERRORS),
         *((idarts, {}, "idarts", "gamma", value, POSITIVE) for value in (0, 0.0, -0.1, NAN, INFINITY, "0.1")),
         *((idarts, {"gamma": 0.1}, "idarts", "neumann_terms", *error) for error in COUNT_ERRORS),
-        *((t1_t2, {}, "t1-t2", *error) for error in RADIUS_ERRORS),
+        *((neumann, {}, "neumann", "gamma", value, POSITIVE) for value in (0, -0.1, NAN, torch.tensor(0.1))),
+        (neumann, {"gamma": 0.1}, "neumann", "tolerance", 0, POSITIVE),
+        (neumann, {"gamma": 0.1}, "neumann", "damping", -1, NOT_NEGATIVE),
+        (cg, {}, "conjugate_gradients", "steps", 0, POSITIVE),
+        (cg, {}, "conjugate_gradients", "steps", 1.5, COUNT_ERRORS[1][1]),
+        (cg, {}, "conjugate_gradients", "tolerance", -1, NOT_NEGATIVE),
+        (cg, {}, "conjugate_gradients", "damping", NAN, NOT_NEGATIVE),
+        (nystroem, {}, "nystroem", "rank", 0, POSITIVE),
+        (nystroem, {}, "nystroem", "damping", 0, POSITIVE),
+        *((idarts_release, {}, "idarts-release", "gamma", value, POSITIVE) for value in (0, NAN)),
+        (idarts_release, {"gamma": 0.1}, "idarts-release", "neumann_terms", *COUNT_ERRORS[0]),
     ],
 )
 def test_wrong_arguments(function, arguments, where, name, value, message):
@@ -199,6 +257,24 @@ def test_weights_that_are_not_flat(function, arguments):
         FastnasError, match=rf"{function.__name__}: w must be one flat vector, got shape \(2, 2\)"
     ):
         function(problem, learning_rate=0.1, **arguments)
+
+
+@pytest.mark.parametrize("radius", [0, -1.0, NAN, "0.1", None])
+def test_wrong_radius(radius):
+    with pytest.raises(FastnasError) as raised:
+        Products(radius=radius)
+    assert str(raised.value) == f"Products: radius {POSITIVE}, got {radius!r}"
+
+
+def test_unknown_products():
+    for name, known in (
+        ("hessian", "difference, exact"),
+        ("mixed", "difference, exact"),
+        ("scheme", "central, forward"),
+    ):
+        with pytest.raises(FastnasError) as raised:
+            Products(**{name: "finite"})
+        assert str(raised.value) == f"Products: {name} must be one of {known}, got 'finite'"
 
 
 def test_integers_and_numpy_numbers_are_numbers():

@@ -5,6 +5,7 @@ import torch
 
 from fastnas.bilevel import (
     FunctionProblem,
+    Products,
     amended,
     darts,
     hessian_vector_product,
@@ -119,9 +120,9 @@ def test_estimators_on_a_smooth_network_against_exact_products(seed):
 @pytest.mark.parametrize(
     "estimator",
     [
-        lambda problem, **radius: darts(problem, learning_rate=0.1, **radius),
+        lambda problem, **products: darts(problem, learning_rate=0.1, **products),
         amended,
-        lambda problem, **radius: idarts(problem, gamma=0.1, **radius),
+        lambda problem, **products: idarts(problem, gamma=0.1, **products),
         t1_t2,
     ],
 )

@@ -59,7 +59,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["first-order", "darts", "amended", "idarts", "t1-t2", "reverse"])
 def test_replayed_steps_are_the_eager_ones(space, method):
     """Weights, alpha, running statistics, optimisers, reports and random state; the learning rate falls meanwhile."""
     graphs = Graphs(HostDevice())
@@ -71,7 +71,7 @@ def test_replayed_steps_are_the_eager_ones(space, method):
     oracles = {"first-order": 1, "t1-t2": 2}.get(method, 3)
     assert (len(graphs), graphs.failure) == (oracles + 1, None)
     # All functions warm up before the first is captured.
-    calls = 2 + METHODS[method].gradients(2)
+    calls = 2 + (METHODS[method].gradients(SETTINGS) if method != "reverse" else 1 + 5 * 2)
     assert graphs.device.warm_ups == WARM_UP * calls
     assert graphs.device.replays == (len(RATES) - WARM_UP) * calls
 

@@ -51,13 +51,14 @@ def test_the_alpha_step_is_adam_with_darts_betas():
     adam = torch.optim.Adam([expected], lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
     for i in range(3):
         expected.grad = gradient(step.net, step.net.alphas, batch(10 + i))
-        norm = step.alpha_step(batch(i), batch(10 + i), LR)
+        norm, noticed = step.alpha_step(batch(i), batch(10 + i), LR)
+        assert noticed == []
         torch.testing.assert_close(norm, expected.grad.norm())
         adam.step()
         torch.testing.assert_close(alpha, expected.detach())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "exact"])
 def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
     """The hypergradient is taken at the weights, and on the training batch, that the method's authors take."""
     step, train, val = search_step(method), [batch(1), batch(2)], batch(3)
@@ -68,8 +69,11 @@ def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
     report = step(train, val, LR)
     (at, on) = seen[0]
     late = METHODS[method].after_inner_steps
-    assert late == (method in ("idarts", "t1-t2"))
-    assert torch.equal(at, net.weights.flat if late else start)
+    assert late == (method not in ("first-order", "darts", "amended"))
+    if method == "idarts-release":  # makes no weight steps, and moves the weights itself
+        assert torch.equal(at, start)
+    else:
+        assert torch.equal(at, net.weights.flat if late else start)
     assert on is train[-1 if late else 0]
     assert not torch.equal(start, net.weights.flat)
     assert report.losses.shape == (2,)

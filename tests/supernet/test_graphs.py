@@ -279,7 +279,7 @@ def test_a_replayed_hypergradient_is_the_eager_one_and_leaves_no_trace(space, ba
             net.running.flat.mul_(0.9)
     oracles = {"first-order": 1, "t1-t2": 2}.get(method, 3)
     assert (len(graphs), device.warm_ups, graphs.failure) == (oracles, oracles, None)
-    assert device.replays == 3 * METHODS[method].gradients(2) - oracles
+    assert device.replays == 3 * METHODS[method].gradients(settings) - oracles
 
 
 @pytest.mark.parametrize("space", SHAPES)
