@@ -323,9 +323,10 @@ def alpha_entropy(net: Supernet) -> float:
     return torch.cat(entropies).mean().item()
 
 
-def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+def inner_settings(config: SearchConfig) -> InnerSettings:
+    """What the estimators are told of a resolved configuration."""
     hyper, optimiser = config.hypergradient, config.optimiser
-    settings = InnerSettings(
+    return InnerSettings(
         learning_rate=optimiser.learning_rate,
         momentum=optimiser.momentum,
         weight_decay=optimiser.weight_decay,
@@ -345,10 +346,14 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
         rank=hyper.rank,
         reverse_steps=hyper.reverse_steps,
     )
+
+
+def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+    optimiser = config.optimiser
     return SearchStep(
         net,
-        method(hyper.method),
-        settings,
+        method(config.hypergradient.method),
+        inner_settings(config),
         grad_clip=optimiser.grad_clip,
         arch_learning_rate=optimiser.arch_learning_rate,
         arch_weight_decay=optimiser.arch_weight_decay,
