@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastnas._measure import peak_bytes, synchronize
 from fastnas.audit.state import State
-from fastnas.bilevel import METHODS, Method, Products, idarts, reverse, unroll
+from fastnas.bilevel import METHODS, Method, Products, unroll
 
 
 def memory_against_steps(state: State, horizons: tuple[int, ...], products: Products) -> list[dict[str, Any]]:
@@ -25,42 +26,25 @@ def memory_against_steps(state: State, horizons: tuple[int, ...], products: Prod
         A row for each method and T: ``method``, ``steps``, ``kept`` (weight vectors), ``peak_bytes``, ``seconds``.
     """
     last = state.settings(products).reverse_steps
-    kept = {
-        "reverse": lambda steps: steps,
-        "truncated-reverse": lambda steps: min(steps, last),
-        "idarts": lambda _: 0,
-    }
-    return [
-        {
-            "method": name,
-            "steps": steps,
-            "kept": count(steps),
-            **_measured(state, METHODS[name], steps, count(steps), products),
-        }
-        for name, count in kept.items()
-        for steps in horizons
-    ]
+    rows = []
+    for name in ("reverse", "truncated-reverse", "idarts"):
+        for steps in horizons:
+            kept = {"reverse": steps, "truncated-reverse": min(steps, last)}.get(name, 0)
+            measured = _measured(state, METHODS[name], steps, kept, products)
+            rows.append({"method": name, "steps": steps, "kept": kept, **measured})
+    return rows
 
 
 def _measured(state: State, method: Method, steps: int, kept: int, products: Products) -> dict[str, Any]:
     problem, settings, seconds = state.problem, state.settings(products), []
-    buffer = settings.momentum_buffer
+    sgd, buffer = state.trajectory.optimiser, settings.momentum_buffer
 
     def run() -> None:
         synchronize(state.device)
         begin = time.perf_counter()
         momentum = None if buffer is None else buffer.clone()
-        trajectory = unroll(problem, state.trajectory.optimiser, steps, momentum_buffer=momentum, last=kept)
-        if method.name == "idarts":
-            idarts(
-                problem,
-                gamma=settings.step,
-                neumann_terms=settings.neumann_terms,
-                products=products,
-                watch=settings.watch,
-            )
-        else:
-            reverse(problem, trajectory, products=products)
+        trajectory = unroll(problem, sgd, steps, momentum_buffer=momentum, last=kept)
+        method.hypergradient(problem, replace(settings, trajectory=trajectory))
         synchronize(state.device)
         seconds.append(time.perf_counter() - begin)
 
