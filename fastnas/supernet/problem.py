@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.supernet._twice import product
 from fastnas.supernet.arena import Arena, gradient_parts, joined
 from fastnas.supernet.graphs import Batch, Graphs, eagerly
 from fastnas.supernet.reference import Supernet
@@ -65,18 +64,6 @@ class SupernetProblem:
     def val_grad_alpha(self) -> Tensor:
         """dL2/dalpha, (H,)."""
         return self._gradients("val_grad_alpha", self.val, self.net.alphas)[0]
-
-    def train_hessian_product(self, u: Tensor) -> Tensor:
-        """d2L1/dw2 . u, (P,) -> (P,)."""
-        return product(self.net, self.train, "weights", "weights", u)
-
-    def train_mixed_product(self, u: Tensor) -> Tensor:
-        """d2L1/dalpha dw . u, (P,) -> (H,)."""
-        return product(self.net, self.train, "weights", "alphas", u)
-
-    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
-        """d2L2/dalpha2 . p, (H,) -> (H,)."""
-        return product(self.net, self.val, "alphas", "alphas", p)
 
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
         body = partial(self._parts, arenas)
