@@ -64,15 +64,17 @@ inline Tensor new_images(const Tensor& model, int64_t count, int64_t channels, i
   return channels_last(rows);
 }
 
-// Raises unless an op on images runs on tensors like this one: float32 or float64 on the CPU, float32 or
-// bfloat16 on a GPU.
+// Raises unless an op on images runs on tensors like this one: float32 or float64 on the CPU, also as dual
+// numbers (cpu/dual.h), float32 or bfloat16 on a GPU.
 inline void check_runs(const Tensor& model, const char* op, const char* name) {
   cuda::check_built(op, model);
   const bool gpu = cuda::on_gpu(model);
   FASTNAS_CHECK(gpu || model.is_cpu(), op, name, " must be on the CPU or on CUDA, got ", device_text(model));
   const ScalarType dtype = model.scalar_type(), other = gpu ? ScalarType::BFloat16 : ScalarType::Double;
-  FASTNAS_CHECK(dtype == ScalarType::Float || dtype == other, op, name, " must be float32 or ",
-                gpu ? "bfloat16 on CUDA" : "float64 on the CPU", ", got ", dtype_text(model));
+  const bool dual = dtype == ScalarType::ComplexFloat || dtype == ScalarType::ComplexDouble;
+  FASTNAS_CHECK(dtype == ScalarType::Float || dtype == other || (dual && !gpu), op, name,
+                " must be float32 or ", gpu ? "bfloat16 on CUDA" : "float64 on the CPU", ", got ",
+                dtype_text(model));
 }
 
 // The dtype of the numbers that go with images: weights, statistics, coefficients.

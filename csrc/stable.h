@@ -74,6 +74,10 @@ inline std::string dtype_text(ScalarType dtype) {
       return "bfloat16";
     case ScalarType::Half:
       return "float16";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
     case ScalarType::Int:
       return "int32";
     case ScalarType::Long:
@@ -112,6 +116,10 @@ inline Dtype kernel_dtype(const Tensor& tensor) {
       return Dtype::float64;
     case ScalarType::BFloat16:
       return Dtype::bfloat16;
+    case ScalarType::ComplexFloat:
+      return Dtype::dual32;
+    case ScalarType::ComplexDouble:
+      return Dtype::dual64;
     default:
       throw std::logic_error("kernel_dtype: a dtype that no kernel knows, " + dtype_text(tensor));
   }

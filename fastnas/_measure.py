@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
+
+# Read at the first profile: the profiler would report its stages on the standard error.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def synchronize(device: torch.device | str) -> None:

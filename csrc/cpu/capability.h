@@ -26,6 +26,9 @@ Capability capability();
 // Bytes of a vector of the level in force.
 inline int64_t vector_bytes() { return int64_t{16} << static_cast<int>(capability()); }
 
+// Lanes of the widest vector of the narrowest type, float32.
+inline constexpr int64_t kMaxLanes = 16;
+
 // The body of a function that calls `function` of the level in force: baseline::function(...) and so on, the
 // namespaces that for_each_level.h made. Put template arguments without commas into the name:
 // forward_chunk<T>.

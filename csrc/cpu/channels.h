@@ -11,23 +11,23 @@ FASTNAS_INLINE int64_t whole_vectors(int64_t channels) {
 
 template <class T>
 FASTNAS_INLINE Vec<T> load_channels(const T* from, Whole) {
-  return load(from);
+  return from_tensor<T>(load(from));
 }
 
 // The first `count` lanes; those beyond are zero.
 template <class T>
 FASTNAS_INLINE Vec<T> load_channels(const T* from, int64_t count) {
-  return load_first(from, count);
+  return from_tensor<T>(load_first(from, count));
 }
 
 template <class T>
 FASTNAS_INLINE void store_channels(T* to, Vec<T> values, Whole) {
-  store<T>(to, values);
+  store<T>(to, to_tensor<T>(values));
 }
 
 template <class T>
 FASTNAS_INLINE void store_channels(T* to, Vec<T> values, int64_t count) {
-  store_first<T>(to, values, count);
+  store_first<T>(to, to_tensor<T>(values), count);
 }
 
 template <class T>

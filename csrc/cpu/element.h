@@ -3,8 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "cpu/capability.h"
+#include "cpu/dual.h"
 #include "dtype.h"
 
 #if FASTNAS_X86
@@ -19,6 +21,26 @@ namespace fastnas::cpu {
 struct BFloat16 {
   uint16_t bits;
 };
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls body(Type<T>{}) with the type of an op on images.
+template <class Body>
+void with_type(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::float64:
+      return body(Type<double>{});
+    case Dtype::dual32:
+      return body(Type<Dual<float>>{});
+    case Dtype::dual64:
+      return body(Type<Dual<double>>{});
+    default:
+      return body(Type<float>{});
+  }
+}
 
 template <class T>
 struct AccumulatorOf {

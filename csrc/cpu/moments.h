@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/aligned.h"
+#include "cpu/dual.h"
 
 namespace fastnas::cpu {
 
@@ -14,7 +15,7 @@ namespace fastnas::cpu {
 template <class T>
 struct Moments {
   T* shift;
-  double *sum, *squares;
+  Wide<T>*sum, *squares;
 };
 
 // The moments of `images` images of `row` channels, a whole number of vectors.
@@ -26,29 +27,29 @@ class BatchMoments {
       : images_(images), row_(row), shifts_(images * row), sums_(images * 2 * row) {}
 
   Moments<T> of(int64_t image) const {
-    double* sum = sums_.data() + image * 2 * row_;
+    Wide<T>* sum = sums_.data() + image * 2 * row_;
     return {shifts_.data() + image * row_, sum, sum + row_};
   }
 
   // Mean and variance (biased) of channel c over all images of `pixels` pixels each (Chan's update).
   void merge(int64_t c, int64_t pixels, T* mean_out, T* variance_out) const {
     const double count = static_cast<double>(pixels);
-    double mean = 0, squares = 0;
+    Wide<T> mean = 0, squares = 0;
     for (int64_t image = 0; image < images_; ++image) {
       const Moments<T> m = of(image);
-      const double delta = static_cast<double>(m.shift[c]) + m.sum[c] / count - mean;
+      const Wide<T> delta = static_cast<Wide<T>>(m.shift[c]) + m.sum[c] / count - mean;
       const double before = static_cast<double>(image);
       mean += delta / (before + 1);
       squares += m.squares[c] - m.sum[c] * m.sum[c] / count + delta * delta * count * before / (before + 1);
     }
     *mean_out = static_cast<T>(mean);
-    *variance_out = static_cast<T>(std::max(0.0, squares) / (count * static_cast<double>(images_)));
+    *variance_out = static_cast<T>(std::max(Wide<T>(0), squares) / (count * static_cast<double>(images_)));
   }
 
  private:
   int64_t images_ = 0, row_ = 0;
   AlignedArray<T> shifts_;
-  AlignedArray<double> sums_;
+  AlignedArray<Wide<T>> sums_;
 };
 
 }  // namespace fastnas::cpu

@@ -8,14 +8,14 @@ FASTNAS_INLINE void set_shift(T* shift, int64_t positions, const Value& value) {
   Vec<T> sum[4] = {};
   for (int64_t i = 0; i < positions; ++i) sum[i % 4] += value(i);
   const Vec<T> total = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  store<T>(shift, total * (T(1) / static_cast<T>(positions)));
+  store_channels<T>(shift, total * (Real<T>(1) / static_cast<Real<T>>(positions)), Whole{});
 }
 
 // Adds values to an image's moments of one vector of channels. Calls value(0) and so on once each.
 template <class T, class Count, class Value>
 FASTNAS_INLINE void add_values(const Moments<T>& moments, int64_t c, Count count, int64_t positions,
                                const Value& value) {
-  const Vec<T> shift = load(moments.shift + c);
+  const Vec<T> shift = load_channels(moments.shift + c, Whole{});
   Vec<T> sum[4] = {}, squares[4] = {};
   int64_t i = 0;
   for (; i + 4 <= positions; i += 4)
@@ -33,8 +33,8 @@ FASTNAS_INLINE void add_values(const Moments<T>& moments, int64_t c, Count count
   const Vec<T> all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
   const Vec<T> all_squares = (squares[0] + squares[1]) + (squares[2] + squares[3]);
   for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
-    moments.sum[c + l] += static_cast<double>(all[l]);
-    moments.squares[c + l] += static_cast<double>(all_squares[l]);
+    moments.sum[c + l] += static_cast<Wide<T>>(all[l]);
+    moments.squares[c + l] += static_cast<Wide<T>>(all_squares[l]);
   }
 }
 
@@ -75,7 +75,7 @@ inline void add_pixels(const T* pixels, int64_t pixel, int64_t positions, int64_
 template <class T>
 inline void add_to_moments(const T* sum, const T* squares, int64_t channels, const Moments<T>& moments) {
   for (int64_t c = 0; c < channels; ++c) {
-    moments.sum[c] += static_cast<double>(sum[c]);
-    moments.squares[c] += static_cast<double>(squares[c]);
+    moments.sum[c] += static_cast<Wide<T>>(element(sum, c));
+    moments.squares[c] += static_cast<Wide<T>>(element(squares, c));
   }
 }

@@ -3,20 +3,20 @@
 
 // Rows that are in registers at once, with V vectors each: half of the level's registers, the others hold the
 // factors.
-template <int V>
-inline constexpr int kTileRows = (FASTNAS_VEC_BYTES == 64 ? 16 : 8) / V;
+template <class T, int V>
+inline constexpr int kTileRows = (FASTNAS_VEC_BYTES == 64 ? 16 : 8) / (V * kRegisters<T>);
 
-// sum[r][v] = sum_k a[k a_k + r a_row] b[k b_k + v lanes ..]
+// sum[r][v] += sum_k a[k a_k + (first + r) a_row] b[k b_k + v lanes ..]
 template <class T, int R, int V>
-FASTNAS_INLINE void multiply_tile(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
-                                  int64_t depth, Vec<T> (&sum)[R][V]) {
+FASTNAS_INLINE void multiply_tile(const T* a, int64_t a_k, int64_t a_row, int64_t first, const T* b,
+                                  int64_t b_k, int64_t depth, Vec<T> (&sum)[R][V]) {
   for (int64_t k = 0; k < depth; ++k) {
     Vec<T> factor[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) factor[v] = load(b + k * b_k + v * kLanes<T>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const T scalar = a[k * a_k + r * a_row];
+      const T scalar = element(a, k * a_k + (first + r) * a_row);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] += factor[v] * scalar;
     }
@@ -62,14 +62,14 @@ template <class T, int R, int V, class Sink>
 FASTNAS_INLINE void multiply_rows(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
                                   int64_t depth, int64_t first_row, int64_t first_vector, const Sink& sink) {
   Vec<T> sum[R][V] = {};
-  multiply_tile<T, R, V>(a + first_row * a_row, a_k, a_row, b + first_vector * kLanes<T>, b_k, depth, sum);
+  multiply_tile<T, R, V>(a, a_k, a_row, first_row, b + first_vector * kLanes<T>, b_k, depth, sum);
   sink(first_row, first_vector, sum);
 }
 
 template <class T, int V, class Sink>
 FASTNAS_INLINE void multiply_panel(const T* a, int64_t a_k, int64_t a_row, const T* b, int64_t b_k,
                                    int64_t depth, int64_t rows, int64_t first_vector, const Sink& sink) {
-  constexpr int whole = kTileRows<V>, half = whole / 2;
+  constexpr int whole = kTileRows<T, V>, half = whole / 2;
   int64_t r = 0;
   for (; r + whole <= rows; r += whole)
     multiply_rows<T, whole, V>(a, a_k, a_row, b, b_k, depth, r, first_vector, sink);

@@ -14,16 +14,23 @@ using Vec = typename VecOf<A>::type;
 
 // Lanes of a vector of the accumulator type A.
 template <class A>
-inline constexpr int64_t kLanes = kVecBytes / static_cast<int64_t>(sizeof(A));
+inline constexpr int64_t kLanes = kVecBytes / static_cast<int64_t>(sizeof(Real<A>));
+
+#include "cpu/dual_vec.h"
 
 typedef uint16_t VecHalf16 __attribute__((vector_size(FASTNAS_VEC_BYTES / 2)));
 
 // Elements of type T as a vector of their accumulator type A = Accumulator<T>; no alignment is asked for.
+// Dual numbers lie in blocks.
 template <class T>
 FASTNAS_INLINE Vec<Accumulator<T>> load(const T* from) {
-  Vec<Accumulator<T>> values;
-  __builtin_memcpy(&values, from, sizeof(values));
-  return values;
+  if constexpr (kIsDual<T>) {
+    return {load(&from->value), load(&from->value + kLanes<T>)};
+  } else {
+    Vec<Accumulator<T>> values;
+    __builtin_memcpy(&values, from, sizeof(values));
+    return values;
+  }
 }
 
 template <>
@@ -49,8 +56,13 @@ FASTNAS_INLINE auto pack(Vec<Accumulator<T>> values) {
 
 template <class T>
 FASTNAS_INLINE void store(T* to, Vec<Accumulator<T>> values) {
-  const auto packed = pack<T>(values);
-  __builtin_memcpy(to, &packed, sizeof(packed));
+  if constexpr (kIsDual<T>) {
+    store(&to->value, values.value);
+    store(&to->value + kLanes<T>, values.tangent);
+  } else {
+    const auto packed = pack<T>(values);
+    __builtin_memcpy(to, &packed, sizeof(packed));
+  }
 }
 
 // As store, past the caches: for outputs too large to be read again before they are evicted, this saves

@@ -130,6 +130,8 @@ void forward_cpu(const ForwardParams& params) {
       return forward<double>(params);
     case Dtype::bfloat16:
       return forward<BFloat16>(params);
+    default:  // the binding lets no other in
+      return;
   }
 }
 
@@ -141,6 +143,8 @@ void backward_cpu(const BackwardParams& params) {
       return backward<double>(params);
     case Dtype::bfloat16:
       return backward<BFloat16>(params);
+    default:
+      return;
   }
 }
 

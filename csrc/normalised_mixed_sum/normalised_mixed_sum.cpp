@@ -84,7 +84,7 @@ Work work(const std::vector<Params>& sums) {
   Work all{};
   for (const Params& p : sums) {
     const int64_t branches = static_cast<int64_t>(p.branches.size()), elements = p.pixels * p.channels;
-    all.flops += 2 * branches * elements;
+    all.flops += 2 * branches * elements * multiply_adds_of(p.dtype);
     all.bytes += (branches + 1 + (p.add ? 1 : 0)) * elements * size_of(p.dtype);
   }
   return all;

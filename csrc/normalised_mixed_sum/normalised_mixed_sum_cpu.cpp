@@ -1,7 +1,6 @@
 // The normalised mixed sum on the CPU: factors per channel, the split into chunks of pixels, and the sums
 // over them in one order; the arithmetic is in the kernel file.
 #include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "cpu/aligned.h"
@@ -12,8 +11,6 @@
 namespace fastnas::normalised_mixed_sum {
 
 using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
-
-inline constexpr int64_t kMaxLanes = 16;
 
 // Per channel, in whole vectors: each branch's w rstd and mean.
 template <class T>
@@ -30,19 +27,20 @@ class Factors {
         data_.data()[(branches_ + k) * row_ + c] = static_cast<T>(mean_of(b, c));
       }
     }
+    to_blocks(data_.data(), 2 * branches_ * row_);
   }
   const T* scale(size_t k) const { return data_.data() + static_cast<int64_t>(k) * row_; }
   const T* mean(size_t k) const { return data_.data() + (branches_ + static_cast<int64_t>(k)) * row_; }
 
-  static double weight_of(const Branch& b) {
-    return b.weight == nullptr ? 1.0 : static_cast<double>(*static_cast<const T*>(b.weight));
+  static Wide<T> weight_of(const Branch& b) {
+    return b.weight == nullptr ? Wide<T>(1) : static_cast<Wide<T>>(*static_cast<const T*>(b.weight));
   }
-  static double mean_of(const Branch& b, int64_t c) {
-    return b.norm == nullptr ? 0.0 : static_cast<double>(static_cast<const T*>(b.norm)[c]);
+  static Wide<T> mean_of(const Branch& b, int64_t c) {
+    return b.norm == nullptr ? Wide<T>(0) : static_cast<Wide<T>>(static_cast<const T*>(b.norm)[c]);
   }
-  static double rstd_of(const Branch& b, const Params& p, int64_t c) {
-    if (b.norm == nullptr) return 1.0;
-    return 1 / std::sqrt(static_cast<double>(static_cast<const T*>(b.norm)[p.channels + c]) + p.eps);
+  static Wide<T> rstd_of(const Branch& b, const Params& p, int64_t c) {
+    return b.norm == nullptr ? Wide<T>(1)
+                             : cpu::rstd_of(static_cast<const T*>(b.norm)[p.channels + c], p.eps);
   }
 
  private:
@@ -65,7 +63,7 @@ void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t
 }
 
 template <class T>
-void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, double* sums) {
+void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, Wide<T>* sums) {
   FASTNAS_DISPATCH(backward_pixels<T>, p, f, begin, end, sums);
 }
 
@@ -87,25 +85,25 @@ void forward(const std::vector<Params>& sums) {
 // Gradients of the weights, and the coefficients of the branches' gradients, from the sums (branches + 1, C)
 // over all pixels.
 template <class T>
-void finish(const Params& p, const double* sums) {
+void finish(const Params& p, const Wide<T>* sums) {
   const int64_t branches = static_cast<int64_t>(p.branches.size());
-  const double* totals = sums + branches * p.channels;
+  const Wide<T>* totals = sums + branches * p.channels;
   const double count = static_cast<double>(p.pixels);
   for (int64_t k = 0; k < branches; ++k) {
     const Branch& b = p.branches[k];
-    const double* products = sums + k * p.channels;
-    const double weight = Factors<T>::weight_of(b);
-    double weight_grad = 0;
+    const Wide<T>* products = sums + k * p.channels;
+    const Wide<T> weight = Factors<T>::weight_of(b);
+    Wide<T> weight_grad = 0;
     for (int64_t c = 0; c < p.channels; ++c) {
-      const double rstd = Factors<T>::rstd_of(b, p, c);
+      const Wide<T> rstd = Factors<T>::rstd_of(b, p, c);
       weight_grad += rstd * products[c];
       if (b.coefficients == nullptr) continue;
       const bool through = p.training && p.pixels > 0;
-      const double of_x = through ? -rstd * rstd * products[c] / count : 0;
+      const Wide<T> of_x = through ? -rstd * rstd * products[c] / count : Wide<T>(0);
       T* out = static_cast<T*>(b.coefficients) + c;
       out[0] = static_cast<T>(weight * rstd);
       out[p.channels] = static_cast<T>(of_x);
-      out[2 * p.channels] = static_cast<T>(through ? -totals[c] / count : 0);
+      out[2 * p.channels] = static_cast<T>(through ? -totals[c] / count : Wide<T>(0));
     }
     if (b.weight_grad != nullptr) *static_cast<T*>(b.weight_grad) = static_cast<T>(weight_grad);
   }
@@ -124,7 +122,7 @@ void backward(const std::vector<Params>& params) {
   // Chunks are added up in groups, groups in order: a group is a task with its own sums.
   const int64_t chunks = std::max<int64_t>(1, (pixels + kBackwardChunk - 1) / kBackwardChunk);
   const int64_t groups = std::min<int64_t>(64, chunks);
-  const AlignedArray<double> sums(groups * size);
+  const AlignedArray<Wide<T>> sums(groups * size);
   for_each_chunk(chunks, (chunks + groups - 1) / groups, [&](int64_t group, int64_t first, int64_t last) {
     for (int64_t chunk = first; chunk < last; ++chunk)
       for (size_t i = 0; i < params.size(); ++i)
@@ -139,11 +137,11 @@ void backward(const std::vector<Params>& params) {
 }  // namespace
 
 void forward_cpu(const std::vector<Params>& sums) {
-  sums.front().dtype == Dtype::float64 ? forward<double>(sums) : forward<float>(sums);
+  with_type(sums.front().dtype, [&](auto type) { forward<typename decltype(type)::type>(sums); });
 }
 
 void backward_cpu(const std::vector<Params>& sums) {
-  sums.front().dtype == Dtype::float64 ? backward<double>(sums) : backward<float>(sums);
+  with_type(sums.front().dtype, [&](auto type) { backward<typename decltype(type)::type>(sums); });
 }
 
 }  // namespace fastnas::normalised_mixed_sum

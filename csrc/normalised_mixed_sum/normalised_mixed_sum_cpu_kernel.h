@@ -4,7 +4,8 @@
 #include "cpu/channels.h"
 
 inline constexpr int kTogether = 4;
-inline constexpr int kWide = 2;
+template <class T>
+inline constexpr int kWide = kIsDual<T> ? 1 : 2;
 inline constexpr int64_t kAhead = 16;  // pixels whose cache lines are asked for in advance
 
 // Pointers to K branches from `first`, at channel c.
@@ -57,7 +58,7 @@ FASTNAS_INLINE void add_branches(const Params& p, const Factors<T>& f, size_t fi
 // the last row.
 template <class T, int K, int V, class Count>
 FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t first, int64_t begin,
-                                 int64_t end, int64_t c, Count count, double* sums) {
+                                 int64_t end, int64_t c, Count count, Wide<T>* sums) {
   const Streams<T, K> streams(p, first, c);
   Vec<T> mean[K][V], product[K][V] = {}, total[V] = {};
   for (int k = 0; k < K; ++k)
@@ -73,9 +74,9 @@ FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t fi
     }
   for (int v = 0; v < V; ++v)
     for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
-      double* channel = sums + c + v * kLanes<T> + l;
-      if (first == 0) channel[p.branches.size() * p.channels] += static_cast<double>(total[v][l]);
-      for (int k = 0; k < K; ++k) channel[(first + k) * p.channels] += static_cast<double>(product[k][v][l]);
+      Wide<T>* channel = sums + c + v * kLanes<T> + l;
+      if (first == 0) channel[p.branches.size() * p.channels] += static_cast<Wide<T>>(total[v][l]);
+      for (int k = 0; k < K; ++k) channel[(first + k) * p.channels] += static_cast<Wide<T>>(product[k][v][l]);
     }
 }
 
@@ -91,8 +92,8 @@ FASTNAS_INLINE void for_each_group(const Params& p, const Body& body) {
     for (; k < branches; ++k) body(std::integral_constant<int, 1>{}, k, width, c, count);
   };
   int64_t c = 0;
-  for (; c + kWide * kLanes<T> <= p.channels; c += kWide * kLanes<T>)
-    over_branches(std::integral_constant<int, kWide>{}, c, Whole{});
+  for (; c + kWide<T> * kLanes<T> <= p.channels; c += kWide<T> * kLanes<T>)
+    over_branches(std::integral_constant<int, kWide<T>>{}, c, Whole{});
   for (; c + kLanes<T> <= p.channels; c += kLanes<T>)
     over_branches(std::integral_constant<int, 1>{}, c, Whole{});
   if (c < p.channels) over_branches(std::integral_constant<int, 1>{}, c, p.channels - c);
@@ -107,7 +108,7 @@ inline void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, 
 
 // Adds one chunk's sums to sums (branches + 1, channels), of which the last row is the sum of g.
 template <class T>
-inline void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, double* sums) {
+inline void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, Wide<T>* sums) {
   for_each_group<T>(p, [&](auto branches, size_t first, auto width, int64_t c, auto count) {
     add_products<T, decltype(branches)::value, decltype(width)::value>(p, f, first, begin, end, c, count,
                                                                        sums);

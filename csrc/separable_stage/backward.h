@@ -180,7 +180,7 @@ inline void dense_transpose(const Source& s, const Branch& b, const Planes& p, c
 // normalised source the sums over them of it and of it times (x - mean).
 template <class T>
 inline void source_gradient(const Source& s, const Planes& p, int64_t image, int64_t first, int64_t last,
-                            const Workspace<T>& w, double* sums, double* products) {
+                            const Workspace<T>& w, Wide<T>* sums, Wide<T>* products) {
   const int64_t pixels = s.height * s.width;
   const T* x = static_cast<const T*>(s.x) + image * pixels * s.pixel;
   T* out = static_cast<T*>(s.grad) + image * pixels * s.grad_pixel;
@@ -193,7 +193,8 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, int
       const T* grad = at(w.input_grad, p, v, y + p.pad, p.pad);
       Vec<T> sum = {}, product = {};
       for (int64_t i = 0; i < s.width; ++i) {
-        const Vec<T> passed = load(activated + i * kLanes<T>) > zero ? load(grad + i * kLanes<T>) : zero;
+        const Vec<T> passed =
+            select(load(activated + i * kLanes<T>) > zero, load(grad + i * kLanes<T>), zero);
         T* to = out + (y * s.width + i) * s.grad_pixel + c;
         store_channels(to, s.add ? load_channels(to, count) + passed : passed, count);
         if (s.norm != nullptr) {
@@ -203,8 +204,8 @@ inline void source_gradient(const Source& s, const Planes& p, int64_t image, int
       }
       if (s.norm != nullptr)
         for (int64_t l = 0; l < lanes_of<T>(count); ++l) {
-          sums[c + l] += static_cast<double>(sum[l]);
-          products[c + l] += static_cast<double>(product[l]);
+          sums[c + l] += static_cast<Wide<T>>(sum[l]);
+          products[c + l] += static_cast<Wide<T>>(product[l]);
         }
     }
   });
@@ -223,8 +224,8 @@ inline void backward_image(const Params& params, const Packed<T>& packed, const 
                            int64_t image, int64_t chunk, const Workspace<T>& w) {
   const Source& s = params.sources[source];
   Activation<T> activation(s, p, image, packed.rstd[source], w.input);
-  double* sums = packed.source_sums(source, image);
-  double* products = sums + packed.source_whole(source);
+  Wide<T>* sums = packed.source_sums(source, image);
+  Wide<T>* products = sums + packed.source_whole(source);
   int64_t finished = 0;  // rows of the source's gradient
   const auto finish = [&](int64_t last) {
     activation.until(last);

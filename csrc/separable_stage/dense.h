@@ -18,12 +18,12 @@ void dense_row(const T* in, int64_t kernel, int64_t tap_row, int64_t channels, i
         const T* from = in + ky * tap_row + (x + kx) * lanes;
         const T* factors = weights + (ky * kernel + kx) * taps_size + v * lanes;
         for (int64_t c = 0; c < channels; c += lanes, from += plane_step, factors += lanes * width)
-          multiply_tile<T, R, V>(from, 1, lanes, factors, width, std::min(lanes, channels - c), sum);
+          multiply_tile<T, R, V>(from, 1, lanes, 0, factors, width, std::min(lanes, channels - c), sum);
       }
     sink(x, v, sum);
   };
   const auto panel = [&](auto wide, int64_t v) {
-    constexpr int whole = kTileRows<decltype(wide)::value>;
+    constexpr int whole = kTileRows<T, decltype(wide)::value>;
     int64_t x = 0;
     for (; x + whole <= count; x += whole) tile(std::integral_constant<int, whole>{}, wide, x, v);
     for (; x + whole / 2 <= count; x += whole / 2) tile(std::integral_constant<int, whole / 2>{}, wide, x, v);
@@ -40,13 +40,13 @@ template <class T>
 void dense_weights(const T* in, int64_t kernel, int64_t tap_row, int64_t input_planes, int64_t plane_step,
                    const T* out_grad, int64_t channels, const Rectangle& area, T* w_grad) {
   constexpr int64_t lanes = kLanes<T>;
-  constexpr int rows_at_once = kTileRows<1>;
+  constexpr int rows_at_once = kTileRows<T, 1>;
   const int64_t row = input_planes * lanes;
-  const auto rows = [&](auto count, const T* inputs, const T* grads, T* to) {
+  const auto rows = [&](auto count, const T* inputs, const T* grads, int64_t first, T* to) {
     constexpr int R = decltype(count)::value;
     Vec<T> sum[R][1] = {};
     for (int64_t y = 0; y < area.rows; ++y)
-      multiply_tile<T, R, 1>(grads + y * area.out_row, lanes, 1, inputs + y * area.in_row, lanes,
+      multiply_tile<T, R, 1>(grads + y * area.out_row, lanes, 1, first, inputs + y * area.in_row, lanes,
                              area.columns, sum);
     for (int r = 0; r < R; ++r) store<T>(to + r * row, load(to + r * row) + sum[r][0]);
   };
@@ -59,8 +59,8 @@ void dense_weights(const T* in, int64_t kernel, int64_t tap_row, int64_t input_p
         const int64_t left = std::min(lanes, channels - c);
         int64_t r = 0;
         for (; r + rows_at_once <= left; r += rows_at_once)
-          rows(std::integral_constant<int, rows_at_once>{}, inputs, grads + r, to + (c + r) * row);
-        for (; r < left; ++r) rows(std::integral_constant<int, 1>{}, inputs, grads + r, to + (c + r) * row);
+          rows(std::integral_constant<int, rows_at_once>{}, inputs, grads, r, to + (c + r) * row);
+        for (; r < left; ++r) rows(std::integral_constant<int, 1>{}, inputs, grads, r, to + (c + r) * row);
       }
     }
 }

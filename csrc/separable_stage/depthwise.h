@@ -71,7 +71,7 @@ FASTNAS_INLINE void depthwise_weights_rows(const T* in, int64_t tap_row, const T
 template <class T, int K, int S, int D>
 void depthwise_weights(const T* in, int64_t tap_row, const T* out_grad, int64_t grad_step,
                        const Rectangle& area, T* w_grad) {
-  constexpr int registers = FASTNAS_VEC_BYTES == 64 ? 26 : 10;
+  constexpr int registers = (FASTNAS_VEC_BYTES == 64 ? 26 : 10) / kRegisters<T>;
   constexpr int rows = K * K <= registers ? K : 1;
   for (int ky = 0; ky < K; ky += rows)
     depthwise_weights_rows<T, K, S, D, rows>(in + ky * tap_row, tap_row, out_grad, grad_step, area,

@@ -1,11 +1,27 @@
 // Forward: from a source's planes to raw outputs and their moments. Included inside a level's namespace: no
 // guard, no includes.
 
+// Whole vectors of results to pixels of a tensor, `pixel` apart.
+template <class T>
+struct StorePixels {
+  T* to;
+  int64_t pixel;
+
+  template <int R, int V>
+  FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&sum)[R][V]) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v)
+        store_channels<T>(to + (first_row + r) * pixel + (first_vector + v) * kLanes<T>, sum[r][v], Whole{});
+  }
+};
+
 // Raw outputs of whole vectors to memory, and sums over a tile of t - shift and its square. The mean of an
 // image's first values is the shift.
 template <class T>
 struct StoreRaw {
-  StoreProduct<T, false> raw;
+  StorePixels<T> raw;
   T* shift;    // null: sums are not wanted
   bool first;  // whether the tile is the image's first
   T *sum, *squares;
@@ -15,16 +31,24 @@ struct StoreRaw {
   template <int R, int V>
   FASTNAS_INLINE void operator()(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
     raw(first_row, first_vector, tile);
+    if (shift != nullptr) add_sums(first_row, first_vector, tile);
+    next_tile.template prefetch<R, V>(first_row, first_vector);
+    next_input.template prefetch<R, V>(first_row, first_vector);
+  }
+
+ private:
+  template <int R, int V>
+  FASTNAS_INLINE void add_sums(int64_t first_row, int64_t first_vector, const Vec<T> (&tile)[R][V]) const {
 #pragma GCC unroll 4
-    for (int v = 0; v < V && shift != nullptr; ++v) {
+    for (int v = 0; v < V; ++v) {
       const int64_t c = (first_vector + v) * kLanes<T>;
       if (first && first_row == 0) {
         Vec<T> total[2] = {};
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) total[r % 2] += tile[r][v];
-        store<T>(shift + c, (total[0] + total[1]) * (T(1) / R));
+        store_channels<T>(shift + c, (total[0] + total[1]) * (Real<T>(1) / R), Whole{});
       }
-      const Vec<T> from = load(shift + c);
+      const Vec<T> from = load_channels(shift + c, Whole{});
       Vec<T> added[2] = {}, multiplied[2] = {};
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -35,8 +59,6 @@ struct StoreRaw {
       store<T>(sum + c, load(sum + c) + (added[0] + added[1]));
       store<T>(squares + c, load(squares + c) + (multiplied[0] + multiplied[1]));
     }
-    next_tile.template prefetch<R, V>(first_row, first_vector);
-    next_input.template prefetch<R, V>(first_row, first_vector);
   }
 };
 
@@ -75,7 +97,7 @@ inline void forward_image(const Params& params, const Packed<T>& packed, const P
       if (!b.dense) depthwise_tile(b, p, w.input, packed.depthwise[k], y, end, w.a);
       if (width == b.channels) {
         std::fill(w.c, w.c + 2 * width, T(0));
-        StoreRaw<T> sink{{to, b.raw_pixel, kLanes<T>},
+        StoreRaw<T> sink{{to, b.raw_pixel},
                          wanted ? moments.shift : nullptr,
                          y == 0,
                          w.c,

@@ -38,14 +38,13 @@ class Activation {
         mean = load_channels(static_cast<const T*>(s_.norm) + c, count);
         scale = load(rstd_ + c);
       }
-      const Vec<T> zero = {};
       for (int64_t y = done_; y < last; ++y) {
         const T* from = x_ + y * s_.width * s_.pixel + c;
         T* to = at(planes_, p_, v, y + p_.pad, p_.pad);
         for (int64_t i = 0; i < s_.width; ++i) {
           Vec<T> value = load_channels(from + i * s_.pixel, count);
           if (normalised) value = (value - mean) * scale;
-          store<T>(to + i * kLanes<T>, value < zero ? zero : value);  // a NaN stays one
+          store<T>(to + i * kLanes<T>, relu(value));
         }
       }
     });

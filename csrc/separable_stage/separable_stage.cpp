@@ -201,7 +201,7 @@ Work forward_work(const Params& params) {
     multiply_adds += depthwise + pointwise;
     elements += params.images * b.height * b.width * b.channels + weight_numbers(params, b);
   }
-  return {2 * multiply_adds, elements * size_of(params.dtype)};
+  return {2 * multiply_adds * multiply_adds_of(params.dtype), elements * size_of(params.dtype)};
 }
 
 // Each convolution's gradient of its input; with weights' gradients those, and depthwise outputs again.
@@ -218,7 +218,7 @@ Work backward_work(const Params& params) {
     elements += (grads.insert(b.grad).second ? 2 : 1) * outputs;
     elements += (weights ? 2 : 1) * weight_numbers(params, b);
   }
-  return {2 * multiply_adds, elements * size_of(params.dtype)};
+  return {2 * multiply_adds * multiply_adds_of(params.dtype), elements * size_of(params.dtype)};
 }
 
 }  // namespace

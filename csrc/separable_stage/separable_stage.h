@@ -61,6 +61,9 @@ struct Params {
 
 void forward_cpu(const Params& params);
 void backward_cpu(const Params& params);
+// Of dual numbers; the others call them.
+void forward_dual_cpu(const Params& params);
+void backward_dual_cpu(const Params& params);
 
 // CUDA: branches that read one source, whose table travels in a kernel's argument.
 inline constexpr int kMaxSourceBranches = 64;

@@ -109,7 +109,7 @@ int64_t pooled_elements(const Params& p) { return p.images * p.out_height * p.ou
 Work forward_work(const Params& p) {
   const int64_t kinds = (p.average != nullptr ? 1 : 0) + (p.maximum != nullptr ? 1 : 0);
   const int64_t state = p.images * p.height * p.width * p.channels, pooled = kinds * pooled_elements(p);
-  return {9 * pooled, (state + pooled) * size_of(p.dtype)};
+  return {9 * pooled * multiply_adds_of(p.dtype), (state + pooled) * size_of(p.dtype)};
 }
 
 // One multiply-add an edge and kind, another for b (p - mean) where it is normalised, then the taps.
@@ -130,7 +130,7 @@ Work backward_work(const Params& p) {
     if (e.skip_weight != nullptr) flops += 2;
     if (pools || e.skip_weight != nullptr) elements += pooled;
   }
-  return {flops * pooled, elements * size_of(p.dtype)};
+  return {flops * pooled * multiply_adds_of(p.dtype), elements * size_of(p.dtype)};
 }
 
 }  // namespace

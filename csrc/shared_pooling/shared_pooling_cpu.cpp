@@ -20,8 +20,6 @@ constexpr int64_t kTerms = 8;  // numbers of a channel that it holds of an edge:
 
 namespace {
 
-constexpr int64_t kMaxLanes = 16;
-
 template <class T>
 void forward_image(const Params& p, int64_t image, const Moments<T>& average, const Moments<T>& maximum) {
   FASTNAS_DISPATCH(forward_image<T>, p, image, average, maximum);
@@ -62,8 +60,12 @@ void backward(const Params& p) {
 
 }  // namespace
 
-void forward_cpu(const Params& p) { p.dtype == Dtype::float64 ? forward<double>(p) : forward<float>(p); }
+void forward_cpu(const Params& p) {
+  with_type(p.dtype, [&](auto type) { forward<typename decltype(type)::type>(p); });
+}
 
-void backward_cpu(const Params& p) { p.dtype == Dtype::float64 ? backward<double>(p) : backward<float>(p); }
+void backward_cpu(const Params& p) {
+  with_type(p.dtype, [&](auto type) { backward<typename decltype(type)::type>(p); });
+}
 
 }  // namespace fastnas::shared_pooling

@@ -22,6 +22,34 @@ FASTNAS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return (a > b) | (a != a) ? a : b;  // a NaN stays one
 }
 
+// The largest of what it has met; of dual numbers the first that is, row by row.
+template <class T>
+struct Largest {
+  Vec<T> value;
+
+  // `row` numbers the rows; they come in order.
+  FASTNAS_INLINE void meet(Vec<T> next, int64_t) { value = larger<T>(next, value); }
+  // Of a column and the one behind it.
+  FASTNAS_INLINE Largest beside(const Largest& behind) const { return {larger<T>(value, behind.value)}; }
+};
+
+template <class A>
+struct Largest<Dual<A>> {
+  DualVec<A> value;
+  Vec<A> row = {};  // where it stands
+
+  FASTNAS_INLINE void meet(DualVec<A> next, int64_t next_row) {
+    const auto is_larger = (next > value) | (next != next);
+    value = select(is_larger, next, value);
+    row = is_larger ? Vec<A>{} + static_cast<A>(next_row) : row;
+  }
+  FASTNAS_INLINE Largest beside(const Largest& behind) const {
+    const auto stays =
+        (value > behind.value) | (value != value) | ((value == behind.value) & (row <= behind.row));
+    return {select(stays, value, behind.value), stays ? row : behind.row};
+  }
+};
+
 // Calls body(out, before, middle, behind) for every window along a row, with what at(column) gives of its
 // three columns; columns -1 and `width` are outside.
 template <class At, class Body>
@@ -44,7 +72,8 @@ FASTNAS_INLINE void for_each_window(const Params& p, const At& at, const Body& b
 // One column of a window: the sum and the maximum of its rows that are inside.
 template <class T>
 struct Column {
-  Vec<T> sum, most;
+  Vec<T> sum;
+  Largest<T> most;
 };
 
 // Row `y` of both pooled images, one vector of channels; null: not wanted. Columns stay in registers from one
@@ -57,26 +86,27 @@ FASTNAS_INLINE void pool_row(const Params& p, const T* x, int64_t y, T* average,
                 height = rows.last - rows.first;
   const T* first = x + (y * stride - 1 + rows.first) * line;
   const auto column = [&](int64_t i) -> Column<T> {
-    if (i < 0 || i >= width) return {Vec<T>{}, Vec<T>{} - std::numeric_limits<T>::infinity()};
+    if (i < 0 || i >= width) return {Vec<T>{}, {Vec<T>{} - std::numeric_limits<Real<T>>::infinity()}};
     const T* at = first + i * pixel;
     const Vec<T> top = load_channels(at, count);
-    Column<T> all{top, top};
+    Column<T> all{top, {top}};
     for (int64_t row = 1; row < height; ++row) {
       const Vec<T> value = load_channels(at + row * line, count);
-      all = {all.sum + value, larger<T>(value, all.most)};
+      all.sum = all.sum + value;
+      all.most.meet(value, row);
     }
     return all;
   };
   for_each_window(
       p, column, [&](int64_t out, const Column<T>& before, const Column<T>& middle, const Column<T>& behind) {
         const Taps columns = taps_inside(out, stride, width);
-        const T share = kShares<T>[height * (columns.last - columns.first)];
+        const Real<T> share = kShares<Real<T>>[height * (columns.last - columns.first)];
         if (average != nullptr)
           store_channels(average + out * average_pixel, (before.sum + middle.sum + behind.sum) * share,
                          count);
         if (largest != nullptr)
           store_channels(largest + out * largest_pixel,
-                         larger<T>(before.most, larger<T>(middle.most, behind.most)), count);
+                         before.most.beside(middle.most.beside(behind.most)).value, count);
       });
 }
 
@@ -106,8 +136,9 @@ inline void forward_image(const Params& p, int64_t image, const Moments<T>& aver
 template <class T>
 struct Rows {
   Rows(const Params& p, T* memory) : size(p.out_width * kLanes<T>), memory_(memory) {
+    constexpr Real<T> nan = std::numeric_limits<Real<T>>::quiet_NaN();
     std::fill_n(zeros(), size, T(0));
-    std::fill_n(outside(), size, std::numeric_limits<T>::quiet_NaN());
+    for (int64_t i = 0; i < size; i += kLanes<T>) store<T>(outside() + i, Vec<T>{} + nan);
   }
   // Of a row of x: for each window the largest of its three pixels there.
   T* maxima(int64_t row) const { return at(row % 3); }
@@ -157,8 +188,12 @@ FASTNAS_INLINE void add_branch(const Branch& branch, const T* terms, const Vec<T
 // What is left of `all`, of which `part` has each lane or zero. By bits: the difference of infinities is NaN.
 template <class T>
 FASTNAS_INLINE Vec<T> without(Vec<T> all, Vec<T> part) {
-  using Bits = decltype(all == part);
-  return (Vec<T>)((Bits)all ^ (Bits)part);
+  if constexpr (kIsDual<T>) {
+    return {without<Real<T>>(all.value, part.value), without<Real<T>>(all.tangent, part.tangent)};
+  } else {
+    using Bits = decltype(all == part);
+    return (Vec<T>)((Bits)all ^ (Bits)part);
+  }
 }
 
 // Row `y` of the outputs on its way to x.
@@ -209,12 +244,12 @@ FASTNAS_INLINE void spread_outputs(const Params& p, const Rows<T>& rows, const O
     const int64_t at = (out + j) * lanes;
     const Taps columns = taps_inside(out + j, p.stride, p.width);
     const int64_t pixels = (row.inside.last - row.inside.first) * (columns.last - columns.first);
-    store<T>(row.share + at, average_grad[j] * kShares<T>[pixels]);
+    store<T>(row.share + at, average_grad[j] * kShares<Real<T>>[pixels]);
     store<T>(row.skip + at, skip[j]);
     Vec<T> remaining = most_grad[j];  // until its row is found
 #pragma GCC unroll 3
     for (int tap = 0; tap < 3; ++tap) {
-      const Vec<T> part = load(row.maxima[tap] + at) == most[j] ? remaining : zero;
+      const Vec<T> part = select(load(row.maxima[tap] + at) == most[j], remaining, zero);
       store<T>(row.part[tap] + at, part);
       remaining = without<T>(remaining, part);
     }
@@ -227,7 +262,7 @@ FASTNAS_INLINE auto pixels_of(const Params& p, const T* row, Count count) {
   return [row, count, width = p.width, pixel = p.pixel](int64_t column) {
     const bool inside = column >= 0 && column < width;
     return inside ? load_channels(row + column * pixel, count)
-                  : Vec<T>{} + std::numeric_limits<T>::quiet_NaN();
+                  : Vec<T>{} + std::numeric_limits<Real<T>>::quiet_NaN();
   };
 }
 
@@ -236,8 +271,8 @@ FASTNAS_INLINE auto pixels_of(const Params& p, const T* row, Count count) {
 template <class T, class Count>
 FASTNAS_INLINE void find_maxima(const Params& p, const T* row, T* maxima, Count count) {
   for_each_window(p, pixels_of(p, row, count), [&](int64_t out, Vec<T> before, Vec<T> middle, Vec<T> behind) {
-    const Vec<T> most = before > middle ? before : middle;
-    store<T>(maxima + out * kLanes<T>, behind > most ? behind : most);
+    const Vec<T> most = select(before > middle, before, middle);
+    store<T>(maxima + out * kLanes<T>, select(behind > most, behind, most));
   });
 }
 
@@ -272,8 +307,8 @@ FASTNAS_INLINE void gather_row(const Params& p, const InputRow<T>& row, const T*
     const Vec<T> share = load(row.share[0] + at) + load(row.share[1] + at) + load(row.share[2] + at);
     const Vec<T> grad = load(row.part[0] + at) + load(row.part[1] + at) + load(row.part[2] + at);
     const Vec<T> most = load(row.maxima + at);
-    const Vec<T> of_before = before == most ? grad : zero, remaining = without<T>(grad, of_before);
-    const Vec<T> of_middle = middle == most ? remaining : zero;
+    const Vec<T> of_before = select(before == most, grad, zero), remaining = without<T>(grad, of_before);
+    const Vec<T> of_middle = select(middle == most, remaining, zero);
     const Vec<T> of_behind = without<T>(remaining, of_middle);
     if (stride == 1) {
       if (out > 0) add(out - 1, here + (share + of_before));
@@ -291,7 +326,7 @@ FASTNAS_INLINE void gather_row(const Params& p, const InputRow<T>& row, const T*
 // Adds the gradient of one image of x. `memory`: kRows rows of outputs and the edges' terms, in vectors.
 template <class T>
 inline void backward_image(const Params& p, int64_t image, T* memory) {
-  constexpr int kAtOnce = kVecBytes == 64 ? 4 : 2;  // what the registers hold
+  constexpr int kAtOnce = (kVecBytes == 64 ? 4 : 2) / kRegisters<T>;  // what the registers hold
   const Rows<T> rows(p, memory);
   const int64_t first_x = image * p.height * p.width, first_out = image * p.out_height * p.out_width;
   for_each_vector<T>(p.channels, [&](int64_t, int64_t c, auto count) {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastnas.bilevel.problem import TwiceDifferentiable
+from fastnas.bilevel.watch import Watch
 from fastnas.errors import FastnasError
 
 MEANING = {
@@ -45,19 +46,31 @@ class Inspected:
         self.w, self.alpha = problem.w, problem.alpha
         self._finite: list[tuple[str, Tensor]] = []
 
-    def check(self, hypergradient: Tensor) -> None:
-        """Raise unless ``hypergradient`` and all that the oracles returned so far is finite; waits for the device.
+    def check(self, hypergradient: Tensor, watch: Watch | None = None) -> Tensor:
+        """Whether ``hypergradient`` and all that the oracles returned so far is finite: shape (), bool, on the device.
+
+        Args:
+            hypergradient: (H,).
+            watch: raises what is below when its sentences are read; None: at once, which waits for the device.
 
         Raises:
             NotFiniteError: it is not.
         """
         seen, self._finite = [*self._finite, ("", hypergradient.isfinite().all())], []
-        finite = torch.stack([flag for _, flag in seen]).tolist()
-        if all(finite):
-            return
-        name = seen[finite.index(False)][0]
-        what = f"the oracle {name} ({MEANING[name]}) returned" if name else "the hypergradient has"
-        raise NotFiniteError(f"{what} NaN or infinity")
+        finite = torch.stack([flag for _, flag in seen])
+
+        def say(flags: list[float]) -> None:
+            if all(flags):
+                return
+            name = seen[flags.index(False)][0]
+            what = f"the oracle {name} ({MEANING[name]}) returned" if name else "the hypergradient has"
+            raise NotFiniteError(f"{what} NaN or infinity")
+
+        if watch is None:
+            say(finite.tolist())
+        else:
+            watch.add(finite, say)
+        return finite.all()
 
     def train_grad_w(self) -> Tensor:
         """dL1/dw, (P,)."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Sentence: TypeAlias = Callable[[list[float]], str | None]
 
 
 class HypergradientWarning(UserWarning):
@@ -30,21 +33,47 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple[Tensor, Callable[[list[float]], str | None]]] = []
+        self._seen: list[tuple[int, Sentence]] = []  # how many numbers, and what makes a sentence of them
+        self._numbers: list[Tensor] = []
+        self._said: list[str] = []
+        self._arrived: torch.cuda.Event | None = None
 
-    def add(self, numbers: Tensor, sentence: Callable[[list[float]], str | None]) -> None:
+    def add(self, numbers: Tensor, sentence: Sentence) -> None:
         """Keep ``numbers`` (n,) on their device; ``sentence`` makes a warning of them, or None, when they are read."""
-        self._seen.append((numbers, sentence))
+        self._seen.append((len(numbers), sentence))
+        self._numbers.append(numbers.double())
 
     def say(self, sentence: str) -> None:
         """Keep what is known on the host already."""
-        self.add(torch.empty(0), lambda _: sentence)
+        self._said.append(sentence)
+
+    def send(self) -> None:
+        """Starts the numbers' way to the host: ``sentences`` then waits for them, not for what was launched since."""
+        if not self._numbers:
+            return
+        numbers = torch.cat(self._numbers)
+        if numbers.is_cuda:
+            there = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            there.copy_(numbers, non_blocking=True)
+            self._arrived, numbers = torch.cuda.Event(), there
+            self._arrived.record(torch.cuda.current_stream())
+        self._numbers = [numbers]
 
     def sentences(self) -> list[str]:
-        """What was remarkable; waits for the device if there is anything to read."""
-        seen, self._seen = self._seen, []
-        said = (sentence(numbers.tolist()) for numbers, sentence in seen)
-        return [sentence for sentence in said if sentence]
+        """What was remarkable; waits for the device if there is anything to read.
+
+        Raises:
+            NotFiniteError: ``Inspected`` left numbers here, and they are not.
+        """
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        numbers = torch.cat(self._numbers).tolist() if self._numbers else []
+        said, seen = self._said, self._seen
+        self._seen, self._numbers, self._said, self._arrived = [], [], [], None
+        for length, sentence in seen:
+            found, numbers = sentence(numbers[:length]), numbers[length:]
+            said += [found] if found else []
+        return said
 
     def warn(self) -> None:
         """Every sentence as a ``HypergradientWarning``."""

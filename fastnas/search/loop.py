@@ -17,14 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
-from fastnas.bilevel import (
-    InnerSettings,
-    NotFiniteError,
-    Products,
-    method,
-    radius_sweep,
-    recommended_radius,
-)
+from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
@@ -33,6 +26,7 @@ from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt, interrupt_flag
+from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
@@ -197,22 +191,13 @@ class Search:
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
-        losses, norms, seen, number, noticed = [], [], 0, 0, 0
+        losses, norms, seen, notices = [], [], 0, Notices(epoch, self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
-            number += 1
-            try:
-                report = self.step(group, alpha_batch := next(val), rate)
-            except NotFiniteError as error:
-                raise FastnasError(
-                    f"epoch {epoch}, step {number}: {error}, so alpha was not moved; "
-                    "start again with a lower --learning-rate in another --out"
-                ) from None
-            if report.noticed and not noticed:
-                tqdm.write(f"epoch {epoch}, step {number}: {report.noticed[0]}", file=sys.stderr)
-            noticed += bool(report.noticed)
+            report = self.step(group, alpha_batch := next(val), rate)
             audited = group, alpha_batch
+            notices.add(report.watch)
             losses.append(report.losses)
             correct += report.correct
             norms.append(report.hypergradient_norm)
@@ -232,7 +217,7 @@ class Search:
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             "hypergradient_norm": torch.stack(norms).mean().item(),
-            "hypergradient_warnings": noticed,
+            "hypergradient_warnings": notices.finish(),
             "alpha_entropy": alpha_entropy(self.net),
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
@@ -242,15 +227,15 @@ class Search:
         }
         if self.radius is not None:
             row["difference_radius"] = self.radius
-        every = self.config.hypergradient.audit_every
-        if every:
-            row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
                 raise FastnasError(
                     f"epoch {epoch}: {name} became {row[name]}; "
                     "start again with a lower --learning-rate in another --out"
                 )
+        every = self.config.hypergradient.audit_every
+        if every:
+            row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
         return row
 
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:

@@ -23,13 +23,14 @@ class StepReport:
         losses: (T,) training loss before each weight step.
         correct: scalar, training images classified right, over the T batches.
         hypergradient_norm: scalar, Euclidean.
-        noticed: sentences on what the estimator met that its theory excludes; they are read at the end of the step.
+        watch: what the estimator noticed; its ``sentences()`` are those to show, and raise ``NotFiniteError`` where an
+            oracle or the hypergradient was not finite, so that alpha did not move.
     """
 
     losses: Tensor
     correct: Tensor
     hypergradient_norm: Tensor
-    noticed: list[str]
+    watch: Watch
 
 
 class SearchStep:
@@ -98,15 +99,15 @@ class SearchStep:
             for batch in train:
                 trajectory.record(self.problem(batch, val))
                 results.append(step(batch, learning_rate))
-            norm, noticed = self.alpha_step(train[-1], val, learning_rate, trajectory)
+            norm, watch = self.alpha_step(train[-1], val, learning_rate, trajectory)
         else:
-            norm, noticed = self.alpha_step(train[0], val, learning_rate)
+            norm, watch = self.alpha_step(train[0], val, learning_rate)
             results = [step(batch, learning_rate) for batch in train]
         self._warming_up -= 1
         if self.graphs is not None and not self._warming_up:
             self.graphs.allowed = True  # all that a step runs has run
         losses, correct = zip(*results, strict=True)
-        return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm, noticed)
+        return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm, watch)
 
     def weight_step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
@@ -141,35 +142,27 @@ class SearchStep:
 
     def alpha_step(
         self, train: Batch, val: Batch, learning_rate: float, trajectory: Trajectory | None = None
-    ) -> tuple[Tensor, list[str]]:
-        """One step of Adam along the hypergradient; its norm, and what the estimator noticed.
+    ) -> tuple[Tensor, Watch]:
+        """One step of Adam along the hypergradient; its norm, and what was noticed. Nothing waits for the device.
 
-        Raises:
-            NotFiniteError: an oracle or the hypergradient has a NaN or an infinity; alpha is as it was.
+        Where an oracle or the hypergradient has a NaN or an infinity, alpha and Adam's state stay as they were, and
+        the watch says so when it is read.
         """
-        watch = Watch()
-        grad = self.hypergradient(train, val, learning_rate, trajectory, watch)
-        self.alpha_optimiser.step(grad)
-        return grad.norm(), watch.sentences()
-
-    def hypergradient(
-        self,
-        train: Batch,
-        val: Batch,
-        learning_rate: float,
-        trajectory: Trajectory | None = None,
-        watch: Watch | None = None,
-    ) -> Tensor:
-        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves (but by idarts-release).
-
-        Raises:
-            NotFiniteError: an oracle or the hypergradient has a NaN or an infinity.
-        """
-        problem = Inspected(self.problem(train, val))
+        problem, watch = Inspected(self.problem(train, val)), Watch()
         settings = self.settings_at(learning_rate, trajectory, watch)
         grad = self.method.hypergradient(problem, settings)
-        problem.check(grad)
-        return grad
+        moved = [self.alpha_optimiser.alpha, *self.alpha_optimiser.state().values()]
+        before = [tensor.clone() for tensor in moved]
+        self.alpha_optimiser.step(grad)
+        finite = problem.check(grad, watch)
+        for tensor, old in zip(moved, before, strict=True):
+            tensor.copy_(torch.where(finite, tensor, old))
+        watch.send()
+        return grad.norm(), watch
+
+    def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
+        """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves (but by idarts-release)."""
+        return self.method.hypergradient(self.problem(train, val), self.settings_at(learning_rate))
 
     def problem(self, train: Batch, val: Batch) -> SupernetProblem:
         """The oracles on these batches."""

@@ -54,8 +54,7 @@ class Arena:
         self.leaves = list(self.tensors.values())
 
     def _view(self, name: str) -> Tensor:
-        tensor, begin = self.tensors[name], self._begin[name]
-        return self.flat[begin : begin + tensor.numel()].view(tensor.shape)
+        return self.part(self.flat, name)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Arena:
         # By `memo` the modules' copies hold the copied tensors, and optimisers' copies the copied buffer.
@@ -73,6 +72,11 @@ class Arena:
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def part(self, vector: Tensor, name: str) -> Tensor:
+        """What of ``vector`` (P,) belongs to the tensor ``name``, in its shape."""
+        tensor, begin = self.tensors[name], self._begin[name]
+        return vector[begin : begin + tensor.numel()].view(tensor.shape)
 
     def span(self, prefix: str) -> tuple[int, int]:
         """Where in ``flat`` the tensors lie whose names begin with ``prefix``; they must be neighbours."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ class FusedSupernet(Supernet):
         self.recompute = recompute
         self.takes_bfloat16 = self.weights.flat.device.type == "cuda"
         self._fused: dict[int, FusedCell] = {}
+        self._is_plain = False
         self._fuse()
 
     def _fuse(self) -> None:
@@ -65,6 +67,25 @@ class FusedSupernet(Supernet):
         other._fuse()
         return other
 
+    @property
+    def has_fused_cells(self) -> bool:
+        """Whether any cell is a single autograd function."""
+        return bool(self._fused)
+
+    def fused_cell_of(self, index: int) -> FusedCell | None:
+        """Stage ``index``, if it is a fused cell."""
+        return self._fused.get(index)
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Within it cells run as in the reference, on the same weights: differentiate by the arenas' ``tensors``."""
+        fused, self._fused = self._fused, {}
+        self._is_plain = True
+        try:
+            yield
+        finally:
+            self._fused, self._is_plain = fused, False
+
     def block(self, index: int, x: Tensor) -> Tensor:
         output = super().block(index, x)
         # Once for all cells that read it.
@@ -80,7 +101,7 @@ class FusedSupernet(Supernet):
         return self._fused[index]([x.to(dtype) for x in inputs], mixing.to(self.weights.flat.dtype))
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
-        if weights is None:
+        if weights is None or self._is_plain:
             return super().node(branches, weights)
         return mixed_sum(torch.stack(list(weights)), branches)
 
@@ -93,25 +114,39 @@ class FusedCell:
         self.net, self.spec, self.module, self.prefix = net, spec, module, prefix
         self.plan = CellPlan(spec, module, prefix, net.weights, net.running)
         self.weights = net.weights.merge(prefix)
+        self.span = net.weights.span(prefix)
         begin, end = net.running.span(prefix)
         self.running = net.running.flat[begin:end].view(self.plan.norms, 2, spec.channels)
         self._shares: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
         training = self.module.training
-        stride = self.plan.preprocessing[0].stride * self.plan.stride
-        pixels = inputs[0][:, 0, ::stride, ::stride].numel()  # of a node, over the batch
-        if training and pixels == 1:
-            raise FastnasError(
-                f"batch normalisation needs more than 1 value per channel in training, got one image of "
-                f"{inputs[0].shape[2]}x{inputs[0].shape[3]} before {self.plan.spec.kind} cells; "
-                "take a larger batch or larger images"
-            )
+        if training:
+            self._check_pixels(inputs)
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
             self._move_statistics(statistics, inputs, out)
         return out
+
+    def of_duals(self, inputs: Sequence[Tensor], mixing: Tensor, weights: Tensor) -> Tensor:
+        """The cell over dual numbers, packed in complex tensors, in training mode; the running statistics stay.
+
+        The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
+        """
+        self._check_pixels(inputs)
+        statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
+        return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
+
+    def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
+        stride = self.plan.preprocessing[0].stride * self.plan.stride
+        pixels = inputs[0][:, 0, ::stride, ::stride].numel()  # of a node, over the batch
+        if pixels == 1:
+            raise FastnasError(
+                f"batch normalisation needs more than 1 value per channel in training, got one image of "
+                f"{inputs[0].shape[2]}x{inputs[0].shape[3]} before {self.plan.spec.kind} cells; "
+                "take a larger batch or larger images"
+            )
 
     def _biases(self) -> Tensor:
         """(norms, C): the bias of the convolution before each norm, zero where there is none."""

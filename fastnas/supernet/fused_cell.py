@@ -41,6 +41,8 @@ def fused_cell(
         training: normalise with the batch's statistics.
         recompute: keep no branch outputs for backward, compute them again there.
 
+    On the CPU all tensors may be complex, as dual numbers: see ``fastnas/supernet/tangents.py``.
+
     Returns:
         (B, C len(outputs), H', W'), channels last.
     """

@@ -20,9 +20,16 @@ EPS = 1e-5
 
 
 class Statistics:
-    """Whether BatchNorms move their running statistics: only weight steps do, the oracles of a hypergradient not."""
+    """What the BatchNorms of a network are to do beside normalising.
+
+    Attributes:
+        moving: move their running statistics: only weight steps do, the oracles of a hypergradient not.
+        composed: in training mode compute mean and variance by operations that autograd sees. PyTorch's own
+            ``batch_norm`` takes the saved statistics for constants when its forward derivative is differentiated.
+    """
 
     moving = True
+    composed = False
 
 
 class BatchNorm(nn.Module):
@@ -43,6 +50,8 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.statistics.composed:
+            return self._composed(x)
         frozen = self.training and not self.statistics.moving
         return F.batch_norm(
             x,
@@ -54,6 +63,15 @@ class BatchNorm(nn.Module):
             momentum=MOMENTUM,
             eps=EPS,
         )
+
+    def _composed(self, x: Tensor) -> Tensor:
+        """With the batch's statistics; the running ones stay."""
+
+        off = x - x.mean((0, 2, 3), keepdim=True)
+        normalised = off * torch.rsqrt(off.square().mean((0, 2, 3), keepdim=True) + EPS)
+        if self.weight is None or self.bias is None:
+            return normalised
+        return normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnas.errors import FastnasError
 from fastnas.supernet.arena import Arena, gradient_parts, joined
+from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, eagerly
 from fastnas.supernet.reference import Supernet
+from fastnas.supernet.tangents import carries_tangents, loss_tangent
 
 
 class SupernetProblem:
@@ -65,6 +68,57 @@ class SupernetProblem:
         """dL2/dalpha, (H,)."""
         return self._gradients("val_grad_alpha", self.val, self.net.alphas)[0]
 
+    @property
+    def exact_by(self) -> str:
+        """How the products below come about.
+
+        "tangents": by the fused kernels over dual numbers, on the CPU; else "double backward" through plain PyTorch on
+        the same weights.
+        """
+        return "tangents" if carries_tangents(self.net) else "double backward"
+
+    def train_hessian_product(self, u: Tensor) -> Tensor:
+        """d2L1/dw2 u, (P,), exact, for u (P,)."""
+        self._check_like("train_hessian_product", "u", u, "w", self.w)
+        return self._product(self.train, self.net.weights, weights=u)
+
+    def train_mixed_product(self, u: Tensor) -> Tensor:
+        """d2L1/dalpha dw u, (H,), exact, for u (P,)."""
+        self._check_like("train_mixed_product", "u", u, "w", self.w)
+        return self._product(self.train, self.net.alphas, weights=u)
+
+    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
+        """d2L2/dalpha2 p, (H,), exact, for p (H,)."""
+        self._check_like("val_alpha_hessian_product", "p", p, "alpha", self.alpha)
+        return self._product(self.val, self.net.alphas, alphas=p)
+
+    def _check_like(self, where: str, name: str, value: object, model_name: str, model: Tensor) -> None:
+        wanted = f"a tensor like {model_name}: shape {tuple(model.shape)}, {model.dtype}, on {model.device}"
+        if not isinstance(value, Tensor):
+            raise FastnasError(f"{where}: {name} must be {wanted}; got {type(value).__name__}")
+        if (value.shape, value.dtype, value.device) != (model.shape, model.dtype, model.device):
+            got = f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
+            raise FastnasError(f"{where}: {name} must be {wanted}; got {got}")
+
+    def _product(
+        self, batch: Batch, of: Arena, *, weights: Tensor | None = None, alphas: Tensor | None = None
+    ) -> Tensor:
+        """The gradient by ``of`` of the loss's derivative along the directions."""
+        body = partial(self._product_parts, of, weights, alphas)
+        parts = eagerly(body, batch, keep_random_state=True)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def _product_parts(
+        self, of: Arena, weights: Tensor | None, alphas: Tensor | None, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, ...]:
+        net = self.net
+        with self._oracle():
+            if not carries_tangents(net):
+                return double_backward(net, self.loss, images, labels, of, weights, alphas)
+            assert isinstance(net, FusedSupernet)
+            with nullcontext() if of is net.weights else net.weights.constant():
+                return gradient_parts(loss_tangent(net, self.loss, images, labels, weights, alphas), of)
+
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
         body = partial(self._parts, arenas)
         if self.graphs is None:
@@ -76,16 +130,17 @@ class SupernetProblem:
     def _parts(self, arenas: tuple[Arena, ...], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """The gradients of a batch's loss, the network's state as it was."""
         weights = self.net.weights
+        with self._oracle(), nullcontext() if weights in arenas else weights.constant():
+            return gradient_parts(self.loss(self.net(images), labels), *arenas)
+
+    @contextmanager
+    def _oracle(self) -> Iterator[None]:
+        """What every oracle runs in."""
         mode = self.net.training
         self.net.train()
         try:
-            with (
-                nullcontext() if weights in arenas else weights.constant(),
-                self.net.frozen_statistics(),
-                pinned(),
-                torch.enable_grad(),
-            ):
-                return gradient_parts(self.loss(self.net(images), labels), *arenas)
+            with self.net.frozen_statistics(), pinned(), torch.enable_grad():
+                yield
         finally:
             self.net.train(mode)
 
@@ -97,6 +152,35 @@ def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.a
     """
     kind = torch.device(device).type
     return torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False)
+
+
+def double_backward(
+    net: Supernet,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    of: Arena,
+    weights: Tensor | None = None,
+    alphas: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """d/d ``of`` of d/dt loss(w + t u, alpha + t p) at t = 0, tensor by tensor, by plain PyTorch."""
+    moved = [(net.weights, weights), (net.alphas, alphas)]
+    along = [
+        (tensor, arena.part(direction, name))
+        for arena, direction in moved
+        if direction is not None
+        for name, tensor in arena.tensors.items()
+    ]
+    with net.twice_differentiable():
+        value = loss(net(images), labels)
+        grads = torch.autograd.grad(value, [t for t, _ in along], create_graph=True, materialize_grads=True)
+        phi = sum(
+            ((grad * t).sum() for grad, (_, t) in zip(grads, along, strict=True)), start=value.new_zeros(())
+        )
+        wanted = list(of.tensors.values())
+        if not phi.requires_grad:
+            return tuple(torch.zeros_like(tensor) for tensor in wanted)
+        return torch.autograd.grad(phi, wanted, materialize_grads=True)
 
 
 @contextmanager

@@ -102,6 +102,20 @@ class Supernet(nn.Module):
         finally:
             self._statistics.moving = True
 
+    @contextmanager
+    def composed_norms(self) -> Iterator[None]:
+        """Within it BatchNorms in training mode are differentiable in every way; use with frozen statistics."""
+        self._statistics.composed = True
+        try:
+            yield
+        finally:
+            self._statistics.composed = False
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Within it a forward pass may be differentiated twice, by the arenas' ``tensors``."""
+        yield
+
     @property
     def statistics_move(self) -> bool:
         """Whether a forward pass in training mode moves the running statistics."""

@@ -1,11 +1,13 @@
 """One search step: the optimisers' arithmetic, and the order in which a method moves weights and alpha."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import fastnas
-from fastnas.bilevel import METHODS, InnerSettings
+from fastnas.bilevel import METHODS, InnerSettings, NotFiniteError, Products
 from fastnas.errors import FastnasError
 from fastnas.search import SearchStep
 from fastnas.spaces import make_space
@@ -51,8 +53,8 @@ def test_the_alpha_step_is_adam_with_darts_betas():
     adam = torch.optim.Adam([expected], lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
     for i in range(3):
         expected.grad = gradient(step.net, step.net.alphas, batch(10 + i))
-        norm, noticed = step.alpha_step(batch(i), batch(10 + i), LR)
-        assert noticed == []
+        norm, watch = step.alpha_step(batch(i), batch(10 + i), LR)
+        assert watch.sentences() == []
         torch.testing.assert_close(norm, expected.grad.norm())
         adam.step()
         torch.testing.assert_close(alpha, expected.detach())
@@ -63,8 +65,8 @@ def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
     """The hypergradient is taken at the weights, and on the training batch, that the method's authors take."""
     step, train, val = search_step(method), [batch(1), batch(2)], batch(3)
     net, seen = step.net, []
-    inner = step.hypergradient
-    step.hypergradient = lambda *a: (seen.append((net.weights.flat.clone(), a[0])), inner(*a))[1]
+    inner = step.alpha_step
+    step.alpha_step = lambda *a: (seen.append((net.weights.flat.clone(), a[0])), inner(*a))[1]
     start = net.weights.flat.clone()
     report = step(train, val, LR)
     (at, on) = seen[0]
@@ -78,6 +80,50 @@ def test_inner_steps_come_before_or_after_alpha_as_the_method_says(method):
     assert not torch.equal(start, net.weights.flat)
     assert report.losses.shape == (2,)
     assert 0 <= report.correct <= 8
+
+
+def test_what_is_not_finite_moves_neither_alpha_nor_its_optimiser():
+    step = search_step("t1-t2")
+    step([batch(1)], batch(2), LR)
+    state = [step.alpha_optimiser.alpha, *step.alpha_optimiser.state().values()]
+    before = [tensor.clone() for tensor in state]
+    images, labels = batch(3)
+    report = step([batch(1)], (images * float("nan"), labels), LR)
+    assert all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
+    with pytest.raises(
+        NotFiniteError, match=r"the oracle val_grads \(dL2/dw and dL2/dalpha\) returned NaN or infinity"
+    ):
+        report.watch.sentences()
+    step([batch(1)], batch(2), LR)  # and goes on from there
+    assert not any(torch.equal(a, b) for a, b in zip(state, before, strict=True))
+
+
+def test_reverse_goes_through_the_steps_that_were_made():
+    """Against the derivative of two steps of the search, each on its batch, with momentum, decay and clipping."""
+    step = search_step("reverse", grad_clip=0.5)
+    step.weight_step(batch(0), LR)  # a momentum buffer
+    net, batches, val = step.net, [batch(1), batch(2)], batch(3)
+    step.settings = replace(SETTINGS, products=Products(radius=1e-4))
+    start, buffer = net.weights.flat.clone(), step.weight_optimiser.momentum_buffer.clone()
+    alpha = net.alphas.flat.clone()
+    found = []
+    step.alpha_optimiser.step = found.append
+    step(batches, val, LR)
+    step.settings = SETTINGS
+    direction = torch.randn(alpha.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def val_loss(shift):
+        net.weights.flat.copy_(start)
+        step.weight_optimiser.momentum_buffer.copy_(buffer)
+        net.alphas.flat.copy_(alpha + shift * direction)
+        for pair in batches:
+            step.weight_step(pair, LR)
+        with net.frozen_statistics(), torch.no_grad():
+            return F.cross_entropy(net(val[0]), val[1])
+
+    shift = 1e-6
+    slope = (val_loss(shift) - val_loss(-shift)) / (2 * shift)
+    torch.testing.assert_close(found[0] @ direction, slope, rtol=2e-3, atol=0)
 
 
 def test_darts_sees_the_momentum_buffer_and_the_rate_of_the_step():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnas import FastnasError
-from fastnas.bilevel import METHODS, InnerSettings
+from fastnas.bilevel import METHODS, InnerSettings, InnerSgd, Trajectory, Watch
 from fastnas.spaces import CellString, make_network, make_space, read_genotype
 from fastnas.supernet import BACKENDS, SupernetProblem, build_supernet, gradients
 
@@ -88,7 +88,7 @@ def test_a_cell_of_none_is_zero():
 
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("exact", "idarts-release")])
 def test_a_hypergradient_leaves_no_trace(space, backend, method):
     net = supernet(space, backend, torch.float32)
     # Dropout makes the network random: the state of the generator must survive, too.
@@ -98,7 +98,18 @@ def test_a_hypergradient_leaves_no_trace(space, backend, method):
     momentum = torch.randn_like(net.weights.flat)
     before = [net.weights.flat.clone(), net.alphas.flat.clone(), net.running.flat.clone(), momentum.clone()]
     state = torch.get_rng_state()
-    settings = InnerSettings(learning_rate=0.1, momentum=0.9, weight_decay=3e-4, momentum_buffer=momentum)
+    trajectory = Trajectory(InnerSgd(0.1, 0.9, 3e-4, clip=5.0))
+    trajectory.record(SupernetProblem(net, val, val))
+    settings = InnerSettings(
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=3e-4,
+        momentum_buffer=momentum,
+        limit=2,
+        rank=2,
+        trajectory=trajectory,
+        watch=Watch(),
+    )
     found = METHODS[method].hypergradient(SupernetProblem(net, train, val), settings)
     assert found.shape == net.alphas.flat.shape
     assert found.abs().max() > 0
