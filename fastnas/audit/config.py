@@ -29,13 +29,13 @@ class AuditOptions:
     warm_up_steps: int = 12
     """Weight steps that a fresh supernet makes first; a checkpoint makes T."""
     minibatches: int | None = None
-    """n, how many minibatches stand for the whole data set; None: 8, or 2 with --quick. At most an epoch's."""
+    """n, how many minibatches stand for the whole data set; None: 4, or 2 with --quick. At most an epoch's."""
     reference_steps: int | None = None
     """Conjugate-gradient steps of the references; None: 30, or 10 with --quick."""
     reference_damping: float | None = None
     """delta of the references, which solve with H + delta I; None: by H's spectrum."""
     quick: bool = False
-    """A fifth of the work: fewer minibatches, radii, terms and steps."""
+    """Less than half of the work: fewer minibatches, radii, terms and steps."""
     json: bool = False
     """Print the result as JSON."""
 
@@ -114,7 +114,7 @@ class Plan:
         quick = options.quick
         radii = {*RADII[1::2], radius} if quick else {*RADII, radius}
         return cls(
-            minibatches=options.minibatches or (2 if quick else 8),
+            minibatches=options.minibatches or (2 if quick else 4),
             reference_steps=options.reference_steps or (10 if quick else 30),
             radii=tuple(sorted(radii, reverse=True)),
             neumann_terms=8 if quick else 20,

@@ -83,7 +83,8 @@ def _table(state: State, plan: Plan) -> tuple[int, int]:
     for method in METHODS.values():
         calls = method.gradients(settings)
         if calls is None:
-            calls = 2 * weights + 3 if plan.dense and weights <= DENSE_LIMIT else 0
+            products += weights + 1 if plan.dense and weights <= DENSE_LIMIT else 0
+            continue
         gradients += 2 * calls + 6
         products += calls // 2
     return gradients, products

@@ -79,7 +79,8 @@ def estimates(state: State, kinds: Sequence[Products], *, dense: bool) -> Iterat
         if method.name == "exact" and (reason := _too_large(state, dense)):
             yield Estimate(method.name, "-", left_out=reason)
             continue
-        for products in kinds:
+        # A Hessian by differences is 2P gradients, and shows no more than the other methods do.
+        for products in kinds[:1] if method.name == "exact" else kinds:
             found = estimate(state, method, products)
             takes_none = products == kinds[0] and not found.exact_products
             yield replace(found, products="-") if takes_none else found

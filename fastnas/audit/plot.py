@@ -79,15 +79,14 @@ def cosines_against_images(axes: Axes, result: dict[str, Any]) -> None:
 
 def estimators(axes: Axes, result: dict[str, Any]) -> None:
     """Each method's second-order term beside that of reference B, a marker for each kind of products."""
-    rows = [row for row in result["estimators"] if row["to"]]
+    rows = [row for row in result["estimators"] if row["to"] and row["to"]["B"]["term"]["cosine"] is not None]
     methods = list(dict.fromkeys(row["method"] for row in rows))[::-1]
     kinds = list(dict.fromkeys(row["products"] for row in rows if row["products"] != "-"))
     for kind, colour, marker in zip(kinds, (BLUE, ORANGE, GREEN), "os^", strict=False):
         chosen = [row for row in rows if row["products"] == kind]
         cosines = [row["to"]["B"]["term"]["cosine"] for row in chosen]
         heights = [methods.index(row["method"]) for row in chosen]
-        found = [(x, y) for x, y in zip(cosines, heights, strict=True) if x is not None]
-        axes.scatter(*zip(*found, strict=True), color=colour, marker=marker, s=22, label=kind)
+        axes.scatter(cosines, heights, 22, color=colour, marker=marker, label=kind)
     axes.set_yticks(range(len(methods)), methods)
     axes.set_title("second-order term: cosine to reference B")
     axes.axvline(1, color=GREY, linewidth=0.8)
@@ -152,6 +151,6 @@ def _radius_lines(axes: Axes, result: dict[str, Any], key: str) -> None:
 def _title(result: dict[str, Any]) -> str:
     c, s = result["config"], result["state"]
     return (
-        f"{c['space']}, C = {c['channels']}, {c['layers']} layers, {s['weights']:,} weights; {c['dataset']}, batches of "
-        f"{s['batch_size']}; {c['dtype']}; epoch {s['epoch']} and {s['weight_steps']} weight steps"
+        f"{c['space']}, C = {c['channels']}, {c['layers']} layers, {s['weights']:,} weights; {c['dataset']}, "
+        f"batches of {s['batch_size']}; {c['dtype']}; epoch {s['epoch']} and {s['weight_steps']} weight steps"
     )

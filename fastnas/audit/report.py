@@ -30,8 +30,8 @@ def _head(result: dict[str, Any]) -> str:
     if s["epoch"]:
         where = f"after epoch {s['epoch']} and {s['weight_steps']} weight steps more"
     lines = [
-        f"{c['space']}, {c['channels']} channels, {c['layers']} layers: {s['weights']:,} weights, {s['alphas']} of alpha; "
-        f"{c['dataset']}, batches of {s['batch_size']}, {where}, seed {c['seed']}",
+        f"{c['space']}, {c['channels']} channels, {c['layers']} layers: {s['weights']:,} weights, "
+        f"{s['alphas']} of alpha; {c['dataset']}, batches of {s['batch_size']}, {where}, seed {c['seed']}",
         f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {c['backend']} executor, {c['dtype']}; "
         f"{result['cost']['seconds']:.0f} s",
         _spectrum(result),
@@ -85,10 +85,7 @@ def _estimators(result: dict[str, Any]) -> str:
         if row["left_out"]:
             lines.append(f"{start}  {row['left_out']}")
             continue
-        cells = "".join(
-            f"{_cosine(row['to'][key]):>7}{_number(row['to'][key]['relative_error']):>7}{_cosine(row['to'][key]['term']):>7}"
-            for key in keys
-        )
+        cells = "".join(_three(row["to"][key]) for key in keys)
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / MIB:.1f}"
         costs = f"{row['gradients']:>7}{row['exact_products']:>6}{row['seconds']:>8.2g}{peak:>8}"
         lines.append(f"{start}{cells}{costs}{' !' if row['noticed'] else ''}")
@@ -136,10 +133,8 @@ def _sweep(result: dict[str, Any]) -> str:
         f"{'r':>9}" + "".join(f"{'H v':>16}{'mixed':>16}  " for _ in groups),
     ]
     for radius in dict.fromkeys(row["radius"] for row in rows if row["radius"] is not None):
-        cells = "".join(
-            f"{_both(found[network, images, radius]['hessian']):>16}{_both(found[network, images, radius]['mixed']):>16}  "
-            for network, images in groups
-        )
+        pairs = [found[network, images, radius] for network, images in groups]
+        cells = "".join(f"{_both(pair['hessian']):>16}{_both(pair['mixed']):>16}  " for pair in pairs)
         mark = "  <- recommended" if radius == result["recommended_radius"] else ""
         lines.append(f"{radius:>9.3g}{cells}{mark}".rstrip())
     lines += ["", *_batches(result, sizes)]
@@ -214,6 +209,10 @@ def _peak(row: dict[str, Any]) -> str:
     return f"{row['peak_bytes'] / MIB:.1f} ({row['kept']})"
 
 
+def _three(to: dict[str, Any]) -> str:
+    return f"{_cosine(to):>7}{_number(to['relative_error']):>7}{_cosine(to['term']):>7}"
+
+
 def _both(agreement: dict[str, Any]) -> str:
     return f"{_cosine(agreement)} ({_number(agreement['relative_error'])})"
 
@@ -224,7 +223,9 @@ def _cosine(agreement: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if 100 <= value < 1e5 else f"{value:.2g}"
 
 
 def _wrapped(text: str, indent: int = 0) -> str:
