@@ -109,14 +109,15 @@ def better_than(own: Method, settings: InnerSettings, problem: TwiceDifferentiab
 def damping_for(spectrum: Ends) -> float:
     """What makes H + damping I positive definite with a condition number of about 100 at the most; 0 if H is so itself.
 
-    Twice as much as the most negative eigenvalue asks for, or a hundredth of the largest, whichever is more. The
+    What the most negative eigenvalue asks for, and as much again or a hundredth of the largest, whichever is more. The
     implicit function theorem wants H positive definite; where it is not, the damped solution is that of an inner
     problem with a proximal term, |w - w0|^2 damping / 2 (Rajeswaran et al. 2019).
     """
     least = spectrum.lambda_min - spectrum.lambda_min_error
     if least > 0 and spectrum.lambda_max <= WORST_CONDITION * least:
         return 0.0
-    return max(2 * max(-spectrum.lambda_min, 0.0), spectrum.spectral_radius / WORST_CONDITION)
+    below = max(-spectrum.lambda_min, 0.0)
+    return below + max(below, spectrum.spectral_radius / WORST_CONDITION)
 
 
 def audit_line(row: dict[str, Any]) -> str:
