@@ -151,8 +151,8 @@ def _as_saved(audited: SearchConfig, checkpoint: Path | None) -> SearchConfig:
     if checkpoint is None:
         return audited
     saved = stored_config(checkpoint)
-    asked = vars(audited.hypergradient)
-    differing = [name for name in saved.differences(audited) if name not in asked]
+    free = vars(audited.hypergradient) | vars(audited.curvature)
+    differing = [name for name in saved.differences(audited) if name not in free]
     if differing:
         raise FastnasError(
             f"the run in {checkpoint} has another configuration: it differs in {', '.join(differing)}; leave these "

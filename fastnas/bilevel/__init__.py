@@ -7,12 +7,12 @@ implicit    those that solve with the Hessian: implicit, idarts, neumann, cg, ny
 solvers     what they solve with: ``solve(matvec, b)``
 unrolled    those that go back through weight steps: reverse, truncated_reverse; unroll and inner_steps make the steps
 release     idarts_release, the authors' code as it is
-spectrum    eigenvalues of an operator known by its products: their ends, trace and density
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
 agreement   cosine and relative error of an estimate
 radius      differences of every radius beside exact products, and the best one
 methods     all of them by name, with what they cost
+spectrum    the ends, trace and density of a symmetric operator's spectrum, from its products alone
 """
 
 from fastnas.bilevel.agreement import Agreement, agreement

@@ -148,8 +148,8 @@ class Ends:
         lambda_max_error, lambda_min_error: an eigenvalue lies so close, |beta_m s_m|, if the operator is symmetric.
             That none lies further out is not certain, but for a random start likely.
         asymmetry: the largest |<a, A b> - <b, A a>| over the Lanczos vectors a, b, divided by the spectral radius;
-            rounding if A is symmetric. Of products by differences on networks with switches it is more, and an error
-            of this share of the radius then comes on top of the two above.
+            rounding if A is symmetric. Of products by differences on networks with switches it is more, and then the
+            ends are off by about this share of the radius or more, whatever the two errors above say.
         products: how many the whole result took.
     """
 

@@ -16,6 +16,7 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
+from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.supernet import BACKENDS
 
@@ -130,6 +131,19 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class CurvatureConfig:
+    """What is measured of the curvature, and what follows from it."""
+
+    spectrum_every: int | None = None
+    """Measure the largest and the smallest eigenvalue of d2L1/dw2 and d2L2/dalpha2 after every so many epochs, about 80
+    gradients each time; None or 0: never. The search itself stays the same to the bit. By differences (--hvp) the
+    figures are rough; see docs/decisions.md, 52."""
+    early_stop: bool = False
+    """End the search when the largest eigenvalue of d2L2/dalpha2 rises fast, with the architecture from before the
+    rise (RobustDARTS); needs --spectrum-every."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how it runs."""
 
@@ -156,6 +170,7 @@ class SearchConfig:
     images: DataConfig = field(default_factory=DataConfig)
     hypergradient: HypergradientConfig = field(default_factory=HypergradientConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     @classmethod
@@ -226,6 +241,8 @@ class SearchConfig:
         """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
         mine, its = self.to_options(), other.to_options()
         free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every"}
+        if not mine["early_stop"]:
+            free.add("spectrum_every")
         return [name for name in mine if name not in free and mine[name] != its[name]]
 
 
@@ -269,6 +286,7 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "reverse_steps": (1, True),
     "audit_every": (0, True),
     "epochs": (1, True),
+    "spectrum_every": (0, True),
     "learning_rate": (0, False),
     "learning_rate_min": (0, True),
     "momentum": (0, True),
@@ -307,8 +325,25 @@ def _check_numbers(options: dict[str, Any]) -> None:
         )
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
+    _check_early_stop(options)
     if not options["momentum"] < 1:
         raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
+
+
+def _check_early_stop(options: dict[str, Any]) -> None:
+    if not options["early_stop"]:
+        return
+    every = options["spectrum_every"]
+    if not every:
+        raise FastnasError(
+            "--early-stop needs --spectrum-every N, which measures what it watches; N = 1 is every epoch"
+        )
+    earliest = EarlyStop().earliest(every)
+    if options["epochs"] < earliest:
+        raise FastnasError(
+            f"--early-stop with --spectrum-every {every} decides after epoch {earliest} at the earliest, but --epochs "
+            f"is {options['epochs']}; take more epochs, or leave it out"
+        )
 
 
 _UNIONS = (types.UnionType, typing.Union)  # of classes, and of whatever else

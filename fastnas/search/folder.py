@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
@@ -18,6 +21,7 @@ from fastnas.search.checkpoint import load_checkpoint, naming, read_config, save
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
 from fastnas.spaces import Genotype
+from fastnas.spaces.family import read_genotype
 from fastnas.spaces.genotype import CellString
 
 # What every row of metrics has, whatever else it has.
@@ -31,7 +35,8 @@ class RunFolder:
     config.json              the full configuration and the versions
     metrics.jsonl            one row an epoch
     genotypes/epoch-NNN.json the genotype after every epoch
-    genotype.json            the newest of them
+    genotype.json            the newest of them, or that which an early stop went back to
+    alphas/epoch-NNN.safetensors  with --early-stop: alpha after every epoch
     checkpoint.safetensors   the newest state; replaced whole
     """
 
@@ -132,8 +137,12 @@ class RunFolder:
     ) -> None:
         """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it."""
         text = json.dumps(genotype.to_json(), indent=2) + "\n"
-        write_atomically(self.path / "genotypes" / f"epoch-{row['epoch']:03d}.json", text)
+        write_atomically(self._genotype_file(row["epoch"]), text)
         write_atomically(self.path / "genotype.json", text)
+        if config.curvature.early_stop:
+            alphas = {name: alpha.detach().cpu().clone() for name, alpha in step.net.alphas.tensors.items()}
+            self._alphas_file(row["epoch"]).parent.mkdir(exist_ok=True)
+            write_atomically(self._alphas_file(row["epoch"]), save(alphas))
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(self.checkpoint_file, step, config, row["epoch"])
@@ -153,6 +162,27 @@ class RunFolder:
                 f"{self.config_file} does not hold the {name} that the run measured at its start; it was edited"
             )
         return value
+
+    def go_back(self, epoch: int, space: str) -> tuple[Genotype | CellString, dict[str, Tensor]]:
+        """Makes the architecture of ``epoch`` the run's; its genotype and alphas.
+
+        Raises:
+            FastnasError: what the run wrote after that epoch cannot be read.
+        """
+        file = self._alphas_file(epoch)
+        try:
+            alphas = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise FastnasError(f"the alphas of epoch {epoch} cannot be read from {file}: {error}") from None
+        genotype = read_genotype(space, self._genotype_file(epoch))
+        write_atomically(self.path / "genotype.json", self._genotype_file(epoch).read_bytes())
+        return genotype, alphas
+
+    def _genotype_file(self, epoch: int) -> Path:
+        return self.path / "genotypes" / f"epoch-{epoch:03d}.json"
+
+    def _alphas_file(self, epoch: int) -> Path:
+        return self.path / "alphas" / f"epoch-{epoch:03d}.safetensors"
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""

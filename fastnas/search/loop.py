@@ -24,6 +24,8 @@ from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
+from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
+from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.notices import Notices
@@ -31,7 +33,7 @@ from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouche
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Graphs, Supernet, build_supernet, cuda_graphs
+from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, build_supernet, cuda_graphs
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class SearchResult:
     """What a search ends with.
 
     Attributes:
-        genotype: the discrete cells of the last epoch.
-        alphas: architecture parameters by name, (edges, primitives), before the softmax, on the CPU.
+        genotype: the discrete cells of the last epoch, or of the one that an early stop went back to.
+        alphas: its architecture parameters by name, (edges, primitives), before the softmax, on the CPU.
         metrics: one row an epoch, as in metrics.jsonl.
         out: the run's folder.
         config: the configuration, every default filled in.
+        stop: where and why an early stop ended the search; None: none did.
     """
 
     genotype: AnyGenotype
@@ -51,6 +54,7 @@ class SearchResult:
     metrics: list[dict[str, Any]]
     out: Path
     config: SearchConfig
+    stop: Stop | None = None
 
 
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
@@ -80,15 +84,17 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         else:
             done, rows = folder.restore(search.step, config)
         try:
-            rows += _epochs(search, folder, done, progress)
+            stop = _epochs(search, folder, done, rows, progress)
+            genotype, alphas = search.genotype(), search.alphas()
+            if stop is not None:
+                genotype, alphas = folder.go_back(stop.epoch, config.network.space)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
         except OSError as error:
             raise FastnasError(
                 f"{error.strerror or error}: {error.filename}; once that is mended, go on by: {folder.resume_command()}"
             ) from None
-    alphas = {name: alpha.detach().cpu().clone() for name, alpha in search.net.alphas.tensors.items()}
-    return SearchResult(search.genotype(), alphas, rows, folder.path, config)
+    return SearchResult(genotype, alphas, rows, folder.path, config, stop)
 
 
 def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
@@ -106,10 +112,15 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     return {"difference_radius": radius}
 
 
-def _epochs(search: Search, folder: RunFolder, done: int, progress: bool) -> list[dict[str, Any]]:
-    """The epochs after the first ``done``, each saved in ``folder``; their rows of metrics."""
+def _epochs(
+    search: Search, folder: RunFolder, done: int, rows: list[dict[str, Any]], progress: bool
+) -> Stop | None:
+    """The epochs after the first ``done``, each saved in ``folder`` and added to ``rows``; what ended them early."""
     epochs, images = search.config.optimiser.epochs or 0, len(search.train.dataset)
-    rows = []
+    rule = EarlyStop() if search.config.curvature.early_stop else None
+    stop: Stop | None = None
+    for row in rows:
+        stop = stop or observed(rule, row)
     with tqdm(
         total=epochs * images,
         initial=done * images,
@@ -119,13 +130,18 @@ def _epochs(search: Search, folder: RunFolder, done: int, progress: bool) -> lis
         disable=None if progress else True,
     ) as bar:
         for epoch in range(done + 1, epochs + 1):
+            if stop is not None:
+                break
             row = search.epoch(epoch, bar)
             rows.append(row)
             folder.save(search.step, search.config, row, search.genotype())
+            stop = observed(rule, row)
             if progress:
                 tqdm.write(_line(row, epochs), file=sys.stdout)
         search.interrupt.check()
-    return rows
+        if stop is not None and progress:
+            tqdm.write(str(stop), file=sys.stdout)
+    return stop
 
 
 class Search:
@@ -144,6 +160,7 @@ class Search:
             for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
         )
         self.evaluation = Batches.evaluation(alpha_split, images.batch_size, mean=mean, std=std)
+        self.weight_evaluation = Batches.evaluation(weight_split, images.batch_size, mean=mean, std=std)
         self.inner_steps = config.hypergradient.inner_steps or 1
         if self.inner_steps > len(self.train):
             raise FastnasError(
@@ -183,6 +200,10 @@ class Search:
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
         return family(self.config.network.space).derive(self.net.alphas.tensors)
+
+    def alphas(self) -> dict[str, Tensor]:
+        """A copy of the current alpha by name, on the CPU."""
+        return {name: alpha.detach().cpu().clone() for name, alpha in self.net.alphas.tensors.items()}
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
@@ -236,7 +257,21 @@ class Search:
         every = self.config.hypergradient.audit_every
         if every:
             row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
-        return row
+        return row | self._curvature(epoch)
+
+    def _curvature(self, epoch: int) -> dict[str, Any]:
+        """The curvature after ``epoch``, None where it is not measured, nothing if it never is.
+
+        On the first images of both splits, as they are: from epoch to epoch the network changes and not the batch.
+        """
+        every = self.config.curvature.spectrum_every
+        if not every:
+            return {}
+        if epoch % every:
+            return dict.fromkeys(CURVATURE)
+        train, val = (self.cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation))
+        problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
+        return measured_curvature(problem, self.step.settings.products, self.interrupt.check)
 
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
         # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
@@ -385,5 +420,5 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
         f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {row['seconds']:.1f} s{audit_line(row)}"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s{audit_line(row)}"
     )

@@ -43,6 +43,35 @@ def network(*, smooth: bool, seed: int, samples: int = 256) -> FunctionProblem:
     return FunctionProblem(loss(), loss(), w, normal(2))
 
 
+def small_network(seed: int = 0) -> FunctionProblem:
+    """Smooth, and small enough for its dense Hessians: one layer of P = 40, a mixture of H = 6 functions of it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    def loss() -> Loss:
+        x, y = normal(30, 8), normal(30, 5)
+
+        def value(w: Tensor, alpha: Tensor) -> Tensor:
+            hidden = x @ w.view(8, 5)
+            branches = (hidden, hidden.tanh(), hidden.sin(), hidden.cos(), hidden**2, hidden.sigmoid())
+            return ((alpha.softmax(0) @ torch.stack(branches).flatten(1) - y.flatten()) ** 2).mean()
+
+        return value
+
+    return FunctionProblem(loss(), loss(), normal(40) / 3, normal(6))
+
+
+def dense_hessians(problem: FunctionProblem) -> tuple[Tensor, Tensor]:
+    """(d2L1/dw2, d2L2/dalpha2), by differentiating twice."""
+    hessian = torch.autograd.functional.hessian
+    return (
+        hessian(lambda w: problem._train_loss(w, problem.alpha), problem.w),
+        hessian(lambda alpha: problem._val_loss(problem.w, alpha), problem.alpha),
+    )
+
+
 def exact_products(problem: FunctionProblem, u: Tensor) -> tuple[Tensor, Tensor]:
     """(H u, d2L1/dalpha dw . u) of the training loss, by differentiating twice."""
     w, alpha = problem.w.clone().requires_grad_(), problem.alpha.clone().requires_grad_()
