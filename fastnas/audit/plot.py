@@ -69,7 +69,7 @@ def cosines_against_images(axes: Axes, result: dict[str, Any]) -> None:
                 images, heights, dash, marker=marker, color=colour, markersize=4, label=f"{label}, {name}"
             )
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted({row["images"] for row in result["sweep"]}))
+    axes.set_xticks(sorted({row["images"] for row in result["sweep"] if row["network"] == "kinked"}))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("images")
     axes.set_ylim(-0.05, 1.05)
@@ -132,7 +132,8 @@ def memory(axes: Axes, result: dict[str, Any]) -> None:
 
 def _radius_lines(axes: Axes, result: dict[str, Any], key: str) -> None:
     sizes = sorted({row["images"] for row in result["sweep"] if row["network"] == "kinked"})
-    groups = {("kinked", sizes[0]): BLUE, ("kinked", sizes[-1]): GREEN, ("smooth", sizes[0]): ORANGE}
+    smooth = next(row["images"] for row in result["sweep"] if row["network"] == "smooth")
+    groups = {("kinked", sizes[-1]): GREEN, ("kinked", sizes[0]): BLUE, ("smooth", smooth): ORANGE}
     for (network, images), colour in groups.items():
         rows = [
             row

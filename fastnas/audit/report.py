@@ -6,7 +6,7 @@ import textwrap
 from typing import Any
 
 MIB = 1 << 20
-WIDTH = 110
+WIDTH = 118
 
 
 def table(result: dict[str, Any]) -> str:
@@ -17,11 +17,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def nearest(result: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The estimator whose second-order term points most nearly where the one of reference ``key`` does."""
-    with_term = [
-        row for row in result["estimators"] if row["to"] and row["to"][key]["term"]["cosine"] is not None
-    ]
-    return max(with_term, key=lambda row: row["to"][key]["term"]["cosine"], default=None)
+    """The estimator whose second-order term lies nearest to that of reference ``key``: direction and length."""
+    rows = [row for row in result["estimators"] if row["to"] and row["to"][key]["term"]["cosine"] is not None]
+    return min(rows, key=lambda row: row["to"][key]["term"]["relative_error"], default=None)
 
 
 def _head(result: dict[str, Any]) -> str:
@@ -32,7 +30,8 @@ def _head(result: dict[str, Any]) -> str:
     lines = [
         f"{c['space']}, {c['channels']} channels, {c['layers']} layers: {s['weights']:,} weights, "
         f"{s['alphas']} of alpha; {c['dataset']}, batches of {s['batch_size']}, {where}, seed {c['seed']}",
-        f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {c['backend']} executor, {c['dtype']}; "
+        f"{e['device']}, {e['threads']} threads, torch {e['torch']}, {c['backend']} executor, {c['dtype']}, "
+        f"exact products by {s['exact_by']}; "
         f"{result['cost']['seconds']:.0f} s",
         _spectrum(result),
     ]
@@ -108,9 +107,10 @@ def _verdict(result: dict[str, Any]) -> str:
         best = nearest(result, one["key"])
         if best is not None:
             how = "" if best["products"] == "-" else f", {best['products']}"
+            term = best["to"][one["key"]]["term"]
             lines.append(
                 f"nearest to {one['key']} in its second-order term: {best['method']}{how} "
-                f"(cosine {_cosine(best['to'][one['key']]['term'])})"
+                f"(cosine {_cosine(term)}, relative error {_number(term['relative_error'])})"
             )
     lines.append(
         f"differences here: take r = {result['recommended_radius']:.3g} (--difference-radius, or auto in a search)"
@@ -122,9 +122,8 @@ def _sweep(result: dict[str, Any]) -> str:
     rows = result["sweep"]
     sizes = sorted({row["images"] for row in rows if row["network"] == "kinked"})
     fewest, most = sizes[0], sizes[-1]
-    groups = [("kinked", fewest), ("kinked", most), ("smooth", fewest)]
-    if most == fewest:
-        del groups[1]
+    smooth = next(row["images"] for row in rows if row["network"] == "smooth")
+    groups = list(dict.fromkeys([("kinked", fewest), ("kinked", most), ("smooth", smooth)]))
     found = {(row["network"], row["images"], row["radius"]): row for row in rows}
     titles = [f"{network} network, {images} images" for network, images in groups]
     lines = [

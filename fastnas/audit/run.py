@@ -29,7 +29,7 @@ from fastnas.audit.reference import (
     spectrum_of,
 )
 from fastnas.audit.reverse import memory_against_steps
-from fastnas.audit.state import State, prepare
+from fastnas.audit.state import TWIN_IMAGES, State, prepare
 from fastnas.bilevel import agreement, radius_sweep, recommended_radius
 from fastnas.bilevel.radius import RadiusRow
 from fastnas.doctor import check_first_use
@@ -142,6 +142,7 @@ def _state(state: State) -> dict[str, Any]:
         "inner_steps": len(state.trajectory.steps),
         "batch_size": len(state.train[0][1]),
         "minibatches": len(state.train),
+        "exact_by": state.search.step.problem(state.train[0], state.val[0]).exact_by,
     }
 
 
@@ -162,6 +163,8 @@ def _reference(one: Reference, references: list[Reference]) -> dict[str, Any]:
 
 def _sweep_row(one: RadiusRow, network: str, state: State) -> dict[str, Any]:
     images = sum(len(labels) for _, labels in state.train[: one.minibatches])
+    if network == "smooth":
+        images = min(images, TWIN_IMAGES)
     return {"network": network, "images": images, **asdict(one)}
 
 

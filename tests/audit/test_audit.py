@@ -175,11 +175,16 @@ def test_the_memory_of_reverse_modes_grows_by_a_vector_a_step(audited):
     assert [rows[method, 4]["kept"] for method in ("reverse", "truncated-reverse", "idarts")] == [4, 1, 0]
 
 
-def test_the_nearest_is_the_one_with_the_largest_cosine(audited):
+def test_the_nearest_is_the_one_with_the_smallest_error(audited):
+    """Of a second-order term; first order has none, and is not named."""
     result = audited[0]
     for key in "ABC":
-        best = nearest(result, key)["to"][key]["term"]["cosine"]
-        assert best == max(r["to"][key]["term"]["cosine"] or -1 for r in result["estimators"] if r["to"])
+        best = nearest(result, key)
+        assert best["method"] != "first-order"
+        rows = [row for row in result["estimators"] if row["to"] and row["method"] != "first-order"]
+        assert best["to"][key]["term"]["relative_error"] == min(
+            row["to"][key]["term"]["relative_error"] for row in rows
+        )
 
 
 def test_the_mean_of_minibatches_is_the_mean_of_their_oracles():
