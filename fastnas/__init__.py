@@ -5,6 +5,7 @@ from fastnas._version import __version__
 from fastnas.errors import FastnasError
 
 with interrupted_quietly():  # torch takes seconds to import
+    from fastnas.hypergradient import hypergradient
     from fastnas.search import SearchResult, search
 
-__all__ = ["FastnasError", "SearchResult", "__version__", "search"]
+__all__ = ["FastnasError", "SearchResult", "__version__", "hypergradient", "search"]

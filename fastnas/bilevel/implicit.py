@@ -180,8 +180,8 @@ def nystroem(
 
         g = dL2/dalpha - d2L1/dalpha dw . (H_k + damping I)^-1 . v
 
-    (Hataya, Yamada 2023, section 3; ``solvers.nystroem``.) 2k + 3 gradients, k vectors live; it reads numbers back
-    from the device.
+    (Hataya, Yamada 2023, section 3; ``solvers.nystroem``.) 2k + 3 gradients, k vectors live, in float64; it reads
+    numbers back from the device.
 
     Args:
         problem: the oracles.

@@ -161,7 +161,8 @@ def conjugate_gradients(
         watch: gets what was seen; None: a warning says it at once.
 
     Returns:
-        The solver; 4 vectors of P numbers live beside b.
+        The solver; 4 vectors of P numbers live beside b, and in float32 as many again while a dot product is taken,
+        in float64.
 
     Example:
         >>> H = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
@@ -188,6 +189,7 @@ def conjugate_gradients(
                 break
             x.add_(direction, alpha=square / curvature)
             residual.sub_(product, alpha=square / curvature)
+            del product  # before the next one is taken
             before, square = square, _dot(residual, residual)
             direction.mul_(square / before).add_(residual)
         if not math.isfinite(square):
@@ -208,7 +210,7 @@ def nystroem(rank: int, *, damping: float = 0.01, seed: int = 0) -> Solver:
     steps nor a convergence to worry about, but rho must be right: along what H_k does not see, x = b/rho.
 
     Args:
-        rank: k >= 1, columns of H: k products and k vectors of P numbers. At most P are taken.
+        rank: k >= 1, columns of H: k products, and k vectors of P numbers in float64. At most P are taken.
         damping: rho > 0.
         seed: of the choice of columns, which leaves the global random state alone.
 
@@ -227,19 +229,18 @@ def nystroem(rank: int, *, damping: float = 0.01, seed: int = 0) -> Solver:
     def solve(matvec: MatVec, b: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(b), generator=generator)[:rank].to(b.device)
-        columns = torch.empty(len(chosen), len(b), dtype=b.dtype, device=b.device)
+        columns = torch.empty(len(chosen), len(b), dtype=torch.float64, device=b.device)
         unit = torch.zeros_like(b)
         for row, i in enumerate(chosen):
             unit[i] = 1
             columns[row] = matvec(unit)
             unit[i] = 0
-        wide = columns.double()
-        core = wide[:, chosen]
-        core = (core + core.T) / 2 + wide @ wide.T / damping
+        core = columns[:, chosen]
+        core = (core + core.T) / 2 + columns @ columns.T / damping
         if not core.isfinite().all():
             return torch.full_like(b, math.nan)
-        inner = torch.linalg.pinv(core, hermitian=True) @ (wide @ b.double())
-        return (b.double() / damping - wide.T @ inner / damping**2).to(b.dtype)
+        inner = torch.linalg.pinv(core, hermitian=True) @ (columns @ b.double())
+        return (b.double() / damping - columns.T @ inner / damping**2).to(b.dtype)
 
     return solve
 

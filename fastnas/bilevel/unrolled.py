@@ -167,7 +167,7 @@ def reverse(problem: BilevelProblem, trajectory: Trajectory, *, products: Produc
     a and m are the adjoints of w and of the momentum buffer, d that of the gradient before its clipping. (Franceschi
     et al. 2017, algorithm 1 with the map of the steps above; Shaban et al. 2019, eq. 7 where the trajectory keeps the
     last steps only.) The weights before the first recorded step do not depend on alpha. 4T + 1 gradients, one more a
-    step with clipping; T + 4 vectors live.
+    step with clipping; T + 6 vectors live, one more with momentum and T > 1, one more with clipping.
 
     Args:
         problem: the oracles, at the w that the steps reached; L2 is its.
@@ -211,7 +211,8 @@ def truncated_reverse(
     """Reverse mode through the last K steps: those before are taken for independent of alpha.
 
     (Shaban et al. 2019, eq. 7; their Proposition 3.1: near a minimum of a strongly convex L1 the error falls like
-    (1 - lr mu)^K.) 4K + 1 gradients, one more a step with clipping; K + 4 vectors live.
+    (1 - lr mu)^K.) 4K + 1 gradients, one more a step with clipping; K + 6 vectors live, and more as
+    in ``reverse``.
 
     Args:
         problem, trajectory, products: as of ``reverse``.

@@ -12,6 +12,9 @@ from torch import Tensor
 
 Sentence: TypeAlias = Callable[[list[float]], str | None]
 
+# Along what H does not see V_k stays as it is, and rounding alone moves its norm.
+ROUNDING = 1e-6
+
 
 class HypergradientWarning(UserWarning):
     """An estimator met what its theory excludes and says how it went on: divergence or negative curvature."""
@@ -101,11 +104,11 @@ class Growth:
     def step(self, norm: Tensor, hessian_norm: Tensor) -> Tensor:
         """Whether |V_k+1| = ``norm``, or one before it, is more than the norm before; ``hessian_norm`` is |H V_k|."""
         gamma = self._gamma
-        # <V, H V> from the three norms: |V'|^2 = |V|^2 - 2 gamma <V, H V> + gamma^2 |H V|^2.
+        # 2 gamma <V, H V> from the three norms: |V'|^2 = |V|^2 - 2 gamma <V, H V> + gamma^2 |H V|^2.
         curvature = self._norm**2 + (gamma * hessian_norm) ** 2 - norm**2
         self._rows.append(torch.stack([self._norm, norm, hessian_norm, curvature, gamma]))
         # What is not finite is no growth: it stays in the sum, where it is seen.
-        self.grew = self.grew | ((norm > self._norm) & norm.isfinite())
+        self.grew = self.grew | ((norm > self._norm * (1 + ROUNDING)) & norm.isfinite())
         self._norm = norm
         return self.grew
 
@@ -116,23 +119,29 @@ class Growth:
 
     def _sentence(self, numbers: list[float]) -> str | None:
         rows = [numbers[i : i + 5] for i in range(0, len(numbers), 5)]
-        for k, (before, after, hessian_norm, curvature, gamma) in enumerate(rows):
-            if not after > before or not math.isfinite(after):
-                continue
-            # The moments of H along V_k: without negative eigenvalues the second is at most lambda_max times the first.
-            first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
-            if first > 0:
-                cause = (
-                    f"gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {second / first:.3g} "
-                    "if the Hessian has no negative eigenvalues"
-                )
-                advice = f"a gamma below {2 * first / second:.2g}"
-            else:
-                cause = f"the curvature along V_{k} is negative, {first:.3g}"
-                advice = f"damping above {-first:.2g}"
-            return (
-                f"{self._where}: |V_k| grew {after / before:.3g} times from V_{k} to V_{k + 1}: {cause}; the series "
-                f"was cut behind V_{k}; take {advice}, fewer terms, or, if these were differences across kinks, exact "
-                "products"
+        grown = [
+            k
+            for k, row in enumerate(rows)
+            if row[1] > row[0] * (1 + ROUNDING) and all(map(math.isfinite, row))
+        ]
+        if not grown:
+            return None
+        # The later, the more of V_k lies along the eigenvalue that makes it grow.
+        k, last = grown[0], grown[-1]
+        before, _, hessian_norm, curvature, gamma = rows[last]
+        # The moments of H along V: without negative eigenvalues the second is at most lambda_max times the first.
+        first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
+        if first > 0:
+            cause = (
+                f"gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {second / first:.3g} "
+                "if the Hessian has no negative eigenvalues"
             )
-        return None
+            advice = f"a gamma below {2 * first / second:.2g}"
+        else:
+            cause = f"the curvature along V_{last} is negative, {first:.3g}"
+            advice = f"damping above {-first:.2g}"
+        growth = f"|V_k| grew {rows[k][1] / rows[k][0]:.3g} times from V_{k} to V_{k + 1}"
+        return (
+            f"{self._where}: {growth}: {cause}; the series was cut behind V_{k}; take {advice}, fewer terms, or, "
+            "if these were differences across kinks, exact products"
+        )

@@ -136,8 +136,8 @@ class CurvatureConfig:
 
     spectrum_every: int | None = None
     """Measure the largest and the smallest eigenvalue of d2L1/dw2 and d2L2/dalpha2 after every so many epochs, about 80
-    gradients each time; None or 0: never. The search itself stays the same to the bit. By differences (--hvp) the
-    figures are rough; see docs/decisions.md, 52."""
+    gradients each time; None or 0: never. The search itself stays the same to the bit. By exact products where the
+    fused executor has them (on a CPU) or --hvp exact asks for them, else by differences, which are rough here."""
     early_stop: bool = False
     """End the search when the largest eigenvalue of d2L2/dalpha2 rises fast, with the architecture from before the
     rise (RobustDARTS); needs --spectrum-every."""

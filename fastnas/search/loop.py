@@ -271,7 +271,10 @@ class Search:
             return dict.fromkeys(CURVATURE)
         train, val = (self.cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation))
         problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
-        return measured_curvature(problem, self.step.settings.products, self.interrupt.check)
+        products = self.step.settings.products
+        if problem.exact_by == "tangents":  # in the time of differences, and right
+            products = replace(products, hessian="exact")
+        return measured_curvature(problem, products, self.interrupt.check)
 
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
         # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
