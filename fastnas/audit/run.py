@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastnas._devices import named_device
 from fastnas._version import __version__
 from fastnas.audit.config import AuditConfig, Plan
 from fastnas.audit.cost import Cost, expected_cost
@@ -34,6 +33,7 @@ from fastnas.bilevel import agreement, radius_sweep, recommended_radius
 from fastnas.bilevel.radius import RadiusRow
 from fastnas.doctor import check_first_use
 from fastnas.doctor.environment import environment
+from fastnas.search.loop import device_of
 
 FORMAT = "fastnas-audit-1"
 
@@ -56,7 +56,7 @@ def audit(config: AuditConfig, *, progress: bool = False) -> dict[str, Any]:
     begin, audited, meter = time.perf_counter(), config.search(), Meter()
     configured = audited.hypergradient.difference_radius
     plan = Plan.of(config.audit, 0.01 if configured == "auto" else configured)
-    check_first_use(named_device(audited.run.device))
+    check_first_use(device_of(audited))
     state = prepare(config, audited, meter, plan.minibatches)
     plan = Plan.of(config.audit, state.search.step.settings.products.radius)
     cost = expected_cost(state, plan)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from fastnas._devices import named_device
 from fastnas.audit.config import AuditConfig
 from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
@@ -19,7 +18,7 @@ from fastnas.search.checkpoint import load_checkpoint, read_config
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt
-from fastnas.search.loop import Search, inner_settings, learning_rate
+from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
 from fastnas.supernet import Batch, SupernetProblem, smooth_twin
 
 TWIN_IMAGES = 16
@@ -114,7 +113,7 @@ def prepare(config: AuditConfig, audited: SearchConfig, meter: Meter, minibatche
     """
     torch.set_num_threads(audited.run.threads or torch.get_num_threads())
     checkpoint = config.audit.checkpoint
-    search = Search(_as_saved(audited, checkpoint), named_device(audited.run.device), Interrupt())
+    search = Search(_as_saved(audited, checkpoint), device_of(audited), Interrupt())
     epoch = 0 if checkpoint is None else _load(search, checkpoint)
     # What the run searched with is one matter, what is asked about its state another.
     measured = search.config.hypergradient.difference_radius == "auto" and checkpoint is not None

@@ -72,7 +72,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
-        device = _device(config)
+        device = device_of(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
         measured = _measured(search, folder, progress)
@@ -392,7 +392,12 @@ def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
     return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
 
-def _device(config: SearchConfig) -> torch.device:
+def device_of(config: SearchConfig) -> torch.device:
+    """The device of a resolved configuration.
+
+    Raises:
+        FastnasError: there is none like it, or it is not for this configuration.
+    """
     device = named_device(config.run.device)
     if config.network.dtype == "bf16" and device.type != "cuda":
         raise FastnasError(

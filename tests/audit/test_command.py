@@ -22,6 +22,7 @@ RUN = {
     "threads": 1,
     "device": "cpu",
     "method": "t1-t2",
+    "difference_radius": "auto",
 }
 
 
@@ -47,6 +48,7 @@ def refused(capsys, *arguments):
     [
         (["--space=dart"], "unknown space 'dart'"),
         (["--checkpoint=/nowhere"], "--checkpoint /nowhere is no folder of a run"),
+        (["--dtype=bf16", "--device=cpu"], "--dtype bf16 needs a GPU"),
         (["--minibatches=0"], "--minibatches must be at least 1, got 0"),
         (["--warm-up-steps=-1"], "--warm-up-steps must be at least 0, got -1"),
         (["--reference-damping=nan"], "--reference-damping must be a finite number"),
@@ -109,6 +111,9 @@ def test_a_run_is_audited_as_it_is(run, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["config"]["channels"] == 2
     assert result["config"]["neumann_terms"] == 1
+    # The run measured its radius when it began.
+    measured = json.loads((run / "config.json").read_text())["measured"]["difference_radius"]
+    assert result["configured_products"] == f"r = {measured:.3g}"
     assert result["state"]["epoch"] == 1
     assert result["state"]["weight_steps"] == 2
     assert {row["gradients"] for row in result["estimators"] if row["method"] == "idarts"} >= {5}

@@ -48,8 +48,8 @@ def test_an_estimator_with_exact_products_is_held_against_conjugate_gradients(ti
     assert row["audit_cosine"] > 0.5
 
 
-def test_exact_products_agree_with_themselves(tiny):
-    """Differences on a network without kinks would; here: the same estimator twice, at T weight steps made anew."""
+def test_a_tiny_step_agrees_with_exact_products_and_nothing_moves(tiny):
+    """Of reverse mode through T weight steps made anew, by differences of r = 1e-7 in float64."""
     result = tiny(space="nasbench201", epochs=1, dtype="float64", method="reverse", difference_radius=1e-7)
     config = SearchConfig.from_options(
         {**result.config.to_options(), "out": None, "graphs": "off"}
