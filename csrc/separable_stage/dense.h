@@ -48,6 +48,7 @@ void dense_weights(const T* in, int64_t kernel, int64_t tap_row, int64_t input_p
     for (int64_t y = 0; y < area.rows; ++y)
       multiply_tile<T, R, 1>(grads + y * area.out_row, lanes, 1, first, inputs + y * area.in_row, lanes,
                              area.columns, sum);
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) store<T>(to + r * row, load(to + r * row) + sum[r][0]);
   };
   for (int64_t tap = 0; tap < kernel * kernel; ++tap)
