@@ -11,14 +11,9 @@ from statistics import median, quantiles
 import torch
 
 from bench.commit import commit
+from fastnas._measure import peak_bytes, synchronize
 
 Function = Callable[[], object]
-
-
-def synchronize(device: torch.device | str) -> None:
-    """Wait for the device; nothing to do on a CPU."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def alternate(
@@ -63,42 +58,6 @@ def spread(times: list[float]) -> dict[str, float]:
     return {"median": median(times), "p20": cuts[0], "p80": cuts[3]}
 
 
-def peak_bytes(function: Function, device: torch.device | str = "cpu") -> int:
-    """The most that torch's allocator held during one call, above what it held at its start.
-
-    On a GPU ``torch.cuda.max_memory_allocated``; measure a function that replays a CUDA graph at its first
-    call, which captures: a replay allocates nothing. On a CPU the running sum of the profiler's memory
-    events, one for every tensor storage allocated or freed. Two things are not seen: memory that bypasses
-    torch's allocator (a library's own scratch), on either device, and on a CPU that the call frees what was
-    there before it.
-
-    >>> peak_bytes(lambda: torch.zeros(1 << 20))
-    4194304
-    """
-    device = torch.device(device)
-    if device.type == "cuda":
-        synchronize(device)
-        start = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - start
-    with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
-        function()
-    assert profiler.kineto_results is not None
-    # The events as kineto recorded them: profiler.events() would first build a tree of all operators.
-    memory = [
-        (event.start_ns(), event.nbytes())
-        for event in profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
-    ]
-    held = peak = 0
-    for _, size in sorted(memory, key=lambda event: event[0]):
-        held += size
-        peak = max(peak, held)
-    return peak
-
-
 def device_name(device: torch.device | str) -> str:
     """The GPU's or the processor's name."""
     device = torch.device(device)
@@ -126,3 +85,6 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int | Non
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+__all__ = ["alternate", "device_name", "environment", "peak_bytes", "spread", "synchronize"]

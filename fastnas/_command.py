@@ -52,6 +52,16 @@ def clear_errors() -> Iterator[None]:
         _fail(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
 
 
+def flag_value(arguments: list[str], flag: str) -> str | None:
+    """The value of ``flag`` in the arguments, None if it is absent or bare."""
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag and i + 1 < len(arguments) and not arguments[i + 1].startswith("--"):
+            return arguments[i + 1]
+    return None
+
+
 def _fail(sentence: str, status: int) -> None:
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(status)

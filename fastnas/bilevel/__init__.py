@@ -10,10 +10,13 @@ release     idarts_release, the authors' code as it is
 twice       whether a loss can be differentiated twice
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
+agreement   cosine and relative error of an estimate
+radius      differences of every radius beside exact products, and the best one
 methods     all of them by name, with what they cost
 spectrum    the ends, trace and density of a symmetric operator's spectrum, from its products alone
 """
 
+from fastnas.bilevel.agreement import Agreement, agreement
 from fastnas.bilevel.difference import hessian_vector_product, mixed_product
 from fastnas.bilevel.estimators import amended, darts, first_order, t1_t2
 from fastnas.bilevel.implicit import cg, exact, idarts, implicit, neumann, nystroem
@@ -27,6 +30,7 @@ from fastnas.bilevel.problem import (
     toy_problem,
 )
 from fastnas.bilevel.products import Curvature, Products
+from fastnas.bilevel.radius import RADII, RadiusRow, radius_sweep, recommended_radius
 from fastnas.bilevel.release import idarts_release
 from fastnas.bilevel.spectrum import Ends, Spectrum, Tridiagonal, ends, lanczos, spectrum
 from fastnas.bilevel.unrolled import (
@@ -41,6 +45,8 @@ from fastnas.bilevel.watch import HypergradientWarning, Watch
 
 __all__ = [
     "METHODS",
+    "RADII",
+    "Agreement",
     "BilevelProblem",
     "Curvature",
     "Ends",
@@ -52,11 +58,13 @@ __all__ = [
     "Method",
     "NotFiniteError",
     "Products",
+    "RadiusRow",
     "Spectrum",
     "Trajectory",
     "Tridiagonal",
     "TwiceDifferentiable",
     "Watch",
+    "agreement",
     "amended",
     "cg",
     "darts",
@@ -73,6 +81,8 @@ __all__ = [
     "mixed_product",
     "neumann",
     "nystroem",
+    "radius_sweep",
+    "recommended_radius",
     "restored",
     "reverse",
     "spectrum",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastnas._command import clear_errors
+from fastnas._command import clear_errors, flag_value
 from fastnas.errors import FastnasError
 from fastnas.search import SearchConfig, read_config, run_search
 
@@ -31,21 +31,11 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\ngenotype: {result.genotype}\nrun:      {result.out}")
 
 
-def _value(arguments: list[str], flag: str) -> str | None:
-    """The value of ``flag`` in the arguments, None if it is absent or bare."""
-    for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-        if argument == flag and i + 1 < len(arguments) and not arguments[i + 1].startswith("--"):
-            return arguments[i + 1]
-    return None
-
-
 def _explicit_resume(arguments: list[str]) -> list[str]:
     """A bare ``--resume`` gets the folder of ``--out``."""
-    if "--resume" not in arguments or _value(arguments, "--resume") is not None:
+    if "--resume" not in arguments or flag_value(arguments, "--resume") is not None:
         return arguments
-    out = _value(arguments, "--out")
+    out = flag_value(arguments, "--out")
     if out is None:
         raise FastnasError("--resume needs the folder of the run: --resume runs/NAME")
     at = arguments.index("--resume")
@@ -54,7 +44,7 @@ def _explicit_resume(arguments: list[str]) -> list[str]:
 
 def _defaults(arguments: list[str]) -> SearchConfig:
     """What a flag that is not given means: the resumed run's value, or the ordinary default."""
-    resume = _value(arguments, "--resume")
+    resume = flag_value(arguments, "--resume")
     if resume in (None, "None"):
         return SearchConfig()
     stored = read_config(Path(str(resume)) / "config.json").to_options()

@@ -50,7 +50,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def save_checkpoint(path: Path, step: SearchStep, config: SearchConfig, epoch: int) -> None:
     """Weights, alpha, running statistics, both optimisers and the random states after ``epoch`` epochs."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in _state(step).items()}
+    tensors = {name: tensor.detach().cpu() for name, tensor in moving_tensors(step).items()}
     tensors["rng.cpu"] = torch.get_rng_state()
     if step.net.weights.flat.is_cuda:
         tensors["rng.cuda"] = torch.cuda.get_rng_state(step.net.weights.flat.device)
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path, step: SearchStep, config: SearchConfig) -> int:
             f"checkpoint {path} is of another configuration: it differs in {', '.join(differing)}"
         )
     _check_tensors(path, tensors, step)
-    for name, target in _state(step).items():
+    for name, target in moving_tensors(step).items():
         target.copy_(tensors[name])
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and step.net.weights.flat.is_cuda:
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, step: SearchStep, config: SearchConfig) -> int:
     return int(metadata["epoch"])
 
 
-def _state(step: SearchStep) -> dict[str, Tensor]:
+def moving_tensors(step: SearchStep) -> dict[str, Tensor]:
     """Every tensor that moves in a search, by name, live."""
     net = step.net
     state = {"weights": net.weights.flat, "alphas": net.alphas.flat, "running": net.running.flat}
@@ -97,7 +97,7 @@ def _state(step: SearchStep) -> dict[str, Tensor]:
 
 
 def _check_tensors(path: Path, tensors: dict[str, Tensor], step: SearchStep) -> None:
-    expected = {**_state(step), "rng.cpu": torch.get_rng_state()}
+    expected = {**moving_tensors(step), "rng.cpu": torch.get_rng_state()}
     for name, like in expected.items():
         found = tensors.get(name)
         if found is None or found.shape != like.shape or found.dtype != like.dtype:

@@ -8,7 +8,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
+NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class HypergradientConfig:
     """The same of the mixed product d2L1/dalpha dw . u, which ends every second-order estimate."""
     difference_scheme: str = "central"
     """Of the differences: central, or forward: half of the gradients, since all share the one at w."""
-    difference_radius: float = 0.01
+    difference_radius: float | Literal["auto"] = 0.01
     """r of the differences: the weights move by r in norm, to each side. Where ReLU and max-pool have kinks, another r
-    is another estimate; see docs/decisions.md."""
+    is another estimate; see docs/audit.md. auto: measured after 12 weight steps, which are then undone, and kept."""
     tolerance: float = 1e-3
     """Residual, relative to |dL2/dw|, at which neumann and cg end."""
     solver_steps: int = 20
@@ -102,6 +103,9 @@ class HypergradientConfig:
     """Columns of the Hessian that nystroem takes."""
     reverse_steps: int = 1
     """K, the weight steps that truncated-reverse goes back through."""
+    audit_every: int | None = None
+    """Compare the hypergradient with a better one after every so many epochs and log cosine and relative error; None or
+    0: never. The search itself stays the same to the bit."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class SearchConfig:
     def differences(self, other: SearchConfig) -> list[str]:
         """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
         mine, its = self.to_options(), other.to_options()
-        free = {"device", "graphs", "threads", "out", "resume", "recompute"}
+        free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every"}
         if not mine["early_stop"]:
             free.add("spectrum_every")
         return [name for name in mine if name not in free and mine[name] != its[name]]
@@ -280,6 +284,7 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
     "damping": (0, True),
     "rank": (1, True),
     "reverse_steps": (1, True),
+    "audit_every": (0, True),
     "epochs": (1, True),
     "spectrum_every": (0, True),
     "learning_rate": (0, False),
@@ -297,12 +302,19 @@ _BOUNDS: dict[str, tuple[float, bool]] = {
 def _check_combinations(options: dict[str, Any]) -> None:
     if options["recompute"] and options["backend"] != "fused":
         raise FastnasError(f"--recompute needs --backend fused, got --backend {options['backend']}")
+    if (
+        options["audit_every"]
+        and (options["method"], options["hvp"], options["mixed_product"]) == NOTHING_BETTER
+    ):
+        raise FastnasError(
+            "--audit-every has nothing better to compare --method exact with exact products with; leave it out"
+        )
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
     for name, (low, inclusive) in _BOUNDS.items():
         value = options[name]
-        if value is None:
+        if value is None or value == "auto":
             continue
         if not math.isfinite(value) or value < low or (value == low and not inclusive):
             bound = "at least" if inclusive else "a finite number greater than"
@@ -334,14 +346,21 @@ def _check_early_stop(options: dict[str, Any]) -> None:
         )
 
 
+_UNIONS = (types.UnionType, typing.Union)  # of classes, and of whatever else
+
+
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """``value`` as the field's type: exact, but for int -> float and str -> Path."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
     if type(value) in allowed or (value is None and type(None) in allowed):
+        return value
+    words = [word for t in allowed if typing.get_origin(t) is Literal for word in typing.get_args(t)]
+    if value in words:
         return value
     if Path in allowed and isinstance(value, str | Path):
         return Path(value)
     if float in allowed and type(value) is int:
         return float(value)
-    expected = " or ".join("None" if t is type(None) else t.__name__ for t in allowed)
+    types_ = [t for t in allowed if typing.get_origin(t) is not Literal]
+    expected = " or ".join([*("None" if t is type(None) else t.__name__ for t in types_), *words])
     raise FastnasError(f"option {name} must be {expected}, got {value!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -76,8 +77,12 @@ class RunFolder:
         _check_empty(path)
         return cls(path)
 
-    def start(self, config: SearchConfig) -> None:
+    def start(self, config: SearchConfig, measured: dict[str, float] | None = None) -> None:
         """Makes the folder and writes config.json; if that fails, what it wrote is removed.
+
+        Args:
+            config: of the run.
+            measured: what the search measured before it began, for ``measured``.
 
         Raises:
             FastnasError: another process has taken the folder in the meantime.
@@ -88,7 +93,9 @@ class RunFolder:
         _check_empty(self.path)
         try:
             options = {**config.to_options(), "out": str(self.path), "resume": None}
-            content = {"fastnas": __version__, "torch": torch.__version__, "config": options}
+            content: dict[str, Any] = {"fastnas": __version__, "torch": torch.__version__, "config": options}
+            if measured:
+                content["measured"] = measured
             write_atomically(self.config_file, json.dumps(content, indent=2) + "\n")
             (self.path / "genotypes").mkdir()
         except BaseException:
@@ -139,6 +146,22 @@ class RunFolder:
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         save_checkpoint(self.checkpoint_file, step, config, row["epoch"])
+
+    def measured(self, name: str) -> float:
+        """What the search measured before it began, out of config.json.
+
+        Raises:
+            FastnasError: it is not there.
+        """
+        try:
+            value = float(json.loads(self.config_file.read_text(encoding="utf-8"))["measured"][name])
+        except (OSError, ValueError, KeyError, TypeError):
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise FastnasError(
+                f"{self.config_file} does not hold the {name} that the run measured at its start; it was edited"
+            )
+        return value
 
     def go_back(self, epoch: int, space: str) -> tuple[Genotype | CellString, dict[str, Tensor]]:
         """Makes the architecture of ``epoch`` the run's; its genotype and alphas.

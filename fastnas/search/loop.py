@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
-from fastnas.bilevel import InnerSettings, Products, method
+from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.data import Batches, channel_statistics, load_dataset, split
@@ -29,6 +29,7 @@ from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
 from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.notices import Notices
+from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
@@ -71,14 +72,15 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
-        device = _device(config)
+        device = device_of(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
+        measured = _measured(search, folder, progress)
         interrupt.defer()
         done: int = 0
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            folder.start(config)
+            folder.start(config, measured)
         else:
             done, rows = folder.restore(search.step, config)
         try:
@@ -93,6 +95,21 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
                 f"{error.strerror or error}: {error.filename}; once that is mended, go on by: {folder.resume_command()}"
             ) from None
     return SearchResult(genotype, alphas, rows, folder.path, config, stop)
+
+
+def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
+    """What ``--difference-radius auto`` found, now or when the resumed run began; the search takes it."""
+    hyper = search.config.hypergradient
+    if hyper.difference_radius != "auto":
+        return {}
+    if search.config.run.resume is not None:
+        search.take_radius(folder.measured("difference_radius"))
+        return {}
+    radius = search.best_radius()
+    search.take_radius(radius)
+    if progress:
+        tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
+    return {"difference_radius": radius}
 
 
 def _epochs(
@@ -178,6 +195,7 @@ class Search:
             )
         self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
+        self.radius: float | None = None  # where it was measured
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
@@ -190,17 +208,16 @@ class Search:
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
-        # The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches.
-        for i, generator in enumerate(self.generators):
-            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self.shuffle(epoch)
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
-        train, val = map(self._cast, self.train), map(self._cast, self.val.forever())
+        train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
         losses, norms, seen, notices = [], [], 0, Notices(epoch, self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         while group := list(islice(train, self.inner_steps)):
             self.interrupt.check()
-            report = self.step(group, next(val), rate)
+            report = self.step(group, alpha_batch := next(val), rate)
+            audited = group, alpha_batch
             notices.add(report.watch)
             losses.append(report.losses)
             correct += report.correct
@@ -229,12 +246,17 @@ class Search:
             "peak_memory_bytes": _peak_memory(self.device),
             "genotype": str(genotype),
         }
+        if self.radius is not None:
+            row["difference_radius"] = self.radius
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
                 raise FastnasError(
                     f"epoch {epoch}: {name} became {row[name]}; "
                     "start again with a lower --learning-rate in another --out"
                 )
+        every = self.config.hypergradient.audit_every
+        if every:
+            row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
         return row | self._curvature(epoch)
 
     def _curvature(self, epoch: int) -> dict[str, Any]:
@@ -247,9 +269,7 @@ class Search:
             return {}
         if epoch % every:
             return dict.fromkeys(CURVATURE)
-        train, val = (
-            self._cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation)
-        )
+        train, val = (self.cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation))
         problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
         products = self.step.settings.products
         if problem.exact_by == "tangents":  # in the time of differences, and right
@@ -262,7 +282,35 @@ class Search:
             shown = {"loss": f"{loss.item():.3f}", "acc": f"{100 * accuracy.item():.1f}%"}
             bar.set_postfix(shown | ({"val acc": self.val_accuracy} if self.val_accuracy else {}))
 
-    def _cast(self, batch: Batch) -> Batch:
+    def shuffle(self, epoch: int) -> None:
+        """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
+        for i, generator in enumerate(self.generators):
+            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+
+    def take_radius(self, radius: float) -> None:
+        """From now on differences have this radius, and every row says so."""
+        self.radius = radius
+        settings = self.step.settings
+        self.step.settings = replace(settings, products=replace(settings.products, radius=radius))
+
+    def best_radius(self, steps: int = 12) -> float:
+        """The radius that differences should have (``fastnas.bilevel.radius``) after some weight steps, then undone.
+
+        At the first weights other units switch than a few steps later.
+        """
+        with untouched(self.step):
+            self.shuffle(1)
+            train, val = map(self.cast, self.train.forever()), map(self.cast, self.val.forever())
+            for _ in range(steps):
+                self.interrupt.check()
+                self.step.weight_step(next(train), learning_rate(self.config.optimiser, 1))
+            problem = self.step.problem(next(train), next(val))
+            scheme = self.config.hypergradient.difference_scheme
+            rows = radius_sweep([problem], problem.val_grads()[0], scheme=scheme)
+        return recommended_radius(rows)
+
+    def cast(self, batch: Batch) -> Batch:
+        """A batch in the precision of the weights."""
         return batch[0].to(self.dtype), batch[1]
 
     @torch.no_grad()
@@ -271,7 +319,7 @@ class Search:
         self.net.eval()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in map(self._cast, self.evaluation):
+        for images, labels in map(self.cast, self.evaluation):
             self.interrupt.check()
             logits = self.net(images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
@@ -298,9 +346,10 @@ def alpha_entropy(net: Supernet) -> float:
     return torch.cat(entropies).mean().item()
 
 
-def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+def inner_settings(config: SearchConfig) -> InnerSettings:
+    """What the estimators are told of a resolved configuration."""
     hyper, optimiser = config.hypergradient, config.optimiser
-    settings = InnerSettings(
+    return InnerSettings(
         learning_rate=optimiser.learning_rate,
         momentum=optimiser.momentum,
         weight_decay=optimiser.weight_decay,
@@ -311,7 +360,8 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
             hessian=hyper.hvp,
             mixed=hyper.mixed_product,
             scheme=hyper.difference_scheme,
-            radius=hyper.difference_radius,
+            # What is measured is put in its place before the first step.
+            radius=0.01 if hyper.difference_radius == "auto" else hyper.difference_radius,
         ),
         tolerance=hyper.tolerance,
         limit=hyper.solver_steps,
@@ -319,10 +369,14 @@ def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> 
         rank=hyper.rank,
         reverse_steps=hyper.reverse_steps,
     )
+
+
+def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+    optimiser = config.optimiser
     return SearchStep(
         net,
-        method(hyper.method),
-        settings,
+        method(config.hypergradient.method),
+        inner_settings(config),
         grad_clip=optimiser.grad_clip,
         arch_learning_rate=optimiser.arch_learning_rate,
         arch_weight_decay=optimiser.arch_weight_decay,
@@ -338,7 +392,12 @@ def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
     return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
 
-def _device(config: SearchConfig) -> torch.device:
+def device_of(config: SearchConfig) -> torch.device:
+    """The device of a resolved configuration.
+
+    Raises:
+        FastnasError: there is none like it, or it is not for this configuration.
+    """
     device = named_device(config.run.device)
     if config.network.dtype == "bf16" and device.type != "cuda":
         raise FastnasError(
@@ -369,5 +428,5 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
         f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s{audit_line(row)}"
     )

@@ -91,11 +91,10 @@ class SearchStep:
             val: one batch of alpha's split.
             learning_rate: of this epoch, also xi of darts and the default gamma of idarts.
         """
-        trajectory = Trajectory(
-            self._inner_sgd(learning_rate), self.method.recorded_steps(self.settings, len(train))
-        )
         step = self.training_loss if self.method.moves_weights else self.weight_step
         if self.method.after_inner_steps:
+            recorded = self.method.recorded_steps(self.settings, len(train))
+            trajectory = self.trajectory(learning_rate, recorded)
             results = []
             for batch in train:
                 trajectory.record(self.problem(batch, val))
@@ -181,7 +180,8 @@ class SearchStep:
             watch=watch,
         )
 
-    def _inner_sgd(self, learning_rate: float) -> InnerSgd:
-        """The weights' optimiser, as reverse modes differentiate through it."""
+    def trajectory(self, learning_rate: float, last: int) -> Trajectory:
+        """An empty one for ``last`` weight steps at this learning rate, as reverse modes go back through them."""
         weights = self.weight_optimiser
-        return InnerSgd(learning_rate, weights.momentum, weights.weight_decay, weights.clip)
+        sgd = InnerSgd(learning_rate, weights.momentum, weights.weight_decay, weights.clip)
+        return Trajectory(sgd, last)

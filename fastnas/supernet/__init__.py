@@ -10,7 +10,7 @@ from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
-from fastnas.supernet.reference import Supernet
+from fastnas.supernet.reference import Supernet, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
 
@@ -61,4 +61,5 @@ __all__ = [
     "joined",
     "narrow",
     "pinned",
+    "smooth_twin",
 ]

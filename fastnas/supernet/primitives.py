@@ -100,16 +100,31 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, norm: BatchNorm) -> None:
         super().__init__()
+        self.relu = nn.ReLU()
         self.even = nn.Conv2d(c_in, c_out // 2, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(c_in, c_out - c_out // 2, 1, stride=2, bias=False)
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+        x = self.relu(x)
         height, width = x.shape[-2:]
         # An odd side gets one zero line, so that both halves have (side + 1) // 2 positions.
         shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+def smooth_(network: nn.Module) -> None:
+    """Takes the kinks out of ``network``, in place: softplus for each ReLU, the average for each maximum.
+
+    What is left has derivatives of every order; weights and their names stay.
+    """
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.Softplus())
+            elif isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, count_include_pad=False)
+                setattr(module, name, pool)
 
 
 def _depthwise_stage(ctx: Context, kernel: int, stride: int, dilation: int) -> list[nn.Module]:

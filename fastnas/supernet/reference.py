@@ -18,6 +18,7 @@ from fastnas.supernet.primitives import (
     Statistics,
     make_primitive,
     relu_conv_bn,
+    smooth_,
 )
 
 NodeSum: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor] | None], Tensor]
@@ -28,6 +29,11 @@ class Supernet(nn.Module):
     """Executes a :class:`Space`: images (B, C, H, W) -> logits (B, classes).
 
     The weights are ``parameters()``; architecture parameters are kept apart from them.
+
+    Args:
+        space: the description that it executes.
+        dtype, device: of weights, architecture parameters and running statistics.
+        smooth: softplus stands for every ReLU and the average for every maximum: a network without kinks.
 
     Attributes:
         space: the description that it executes.
@@ -43,11 +49,14 @@ class Supernet(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        smooth: bool = False,
     ) -> None:
         super().__init__()
         self.space = space
         self._statistics = Statistics()
         self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
+        if smooth:
+            smooth_(self.stages)
         alphas = {alpha.name: _initial_alpha(alpha) for alpha in space.alphas}
         # On the device that the modules were made on, if that is not the default one (torch.device("meta")).
         device = next(self.parameters()).device if device == "cpu" else device
@@ -131,6 +140,31 @@ class Supernet(nn.Module):
         return MixedCell(
             spec, [self.space.stages[i.stage].out_channels for i in spec.inputs], self._statistics
         )
+
+
+def smooth_twin(net: Supernet) -> Supernet:
+    """A copy of ``net`` without kinks (``Supernet(smooth=True)``), whichever its executor; same weights, same names.
+
+    Softplus lies above ReLU everywhere, so the twin is another network with the same weights: a place to see what a
+    finite difference does where there is nothing to cross, not an approximation of ``net``.
+
+    >>> from fastnas.spaces import make_space
+    >>> net = Supernet(make_space("darts", channels=4, layers=3))
+    >>> torch.equal(smooth_twin(net).weights.flat, net.weights.flat)
+    True
+    """
+    flat = net.weights.flat
+    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, and not used
+        twin = Supernet(net.space, dtype=flat.dtype, device=flat.device, smooth=True)
+    with torch.no_grad():
+        for mine, its in (
+            (twin.weights, net.weights),
+            (twin.alphas, net.alphas),
+            (twin.running, net.running),
+        ):
+            mine.flat.copy_(its.flat)
+    twin.train(net.training)
+    return twin
 
 
 class MixedCell(nn.Module):
