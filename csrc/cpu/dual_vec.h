@@ -114,17 +114,28 @@ FASTNAS_INLINE DualVec<A> relu(DualVec<A> x) {
   return {relu(x.value), x.value > zero ? x.tangent : zero};
 }
 
+// Lanes I... of two vectors, those of b counted on from a's last. GCC 11 knows its own builtin only, Clang
+// the other.
+template <size_t... I, class V>
+FASTNAS_INLINE V pick(V a, V b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  using Lanes = decltype(a == b);
+  return __builtin_shuffle(a, b, Lanes{I...});
+#endif
+}
+
 // Lanes that lie one after the other, value and tangent each, out of two registers and back.
 template <class A, size_t... I>
 FASTNAS_INLINE DualVec<A> deinterleave(Vec<A> first, Vec<A> second, std::index_sequence<I...>) {
-  return {__builtin_shufflevector(first, second, (2 * I)...),
-          __builtin_shufflevector(first, second, (2 * I + 1)...)};
+  return {pick<2 * I...>(first, second), pick<2 * I + 1 ...>(first, second)};
 }
 template <class A, size_t... I>
 FASTNAS_INLINE DualVec<A> interleave(DualVec<A> x, std::index_sequence<I...>) {
   constexpr size_t lanes = sizeof...(I);
-  return {__builtin_shufflevector(x.value, x.tangent, (I / 2 + I % 2 * lanes)...),
-          __builtin_shufflevector(x.value, x.tangent, ((lanes + I) / 2 + I % 2 * lanes)...)};
+  return {pick<I / 2 + I % 2 * lanes...>(x.value, x.tangent),
+          pick<(lanes + I) / 2 + I % 2 * lanes...>(x.value, x.tangent)};
 }
 
 // Of a tensor's elements, to a vector and back; as they are if they are not dual.
