@@ -7,6 +7,7 @@ implicit    those that solve with the Hessian: implicit, idarts, neumann, cg, ny
 solvers     what they solve with: ``solve(matvec, b)``
 unrolled    those that go back through weight steps: reverse, truncated_reverse; unroll and inner_steps make the steps
 release     idarts_release, the authors' code as it is
+twice       whether a loss can be differentiated twice
 watch       divergence and negative curvature, noticed and said
 inspected   oracles watched for NaN and infinity
 agreement   cosine and relative error of an estimate

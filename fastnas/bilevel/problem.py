@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
+from fastnas.bilevel.twice import check_twice_differentiable
 from fastnas.errors import FastnasError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -137,7 +138,8 @@ class FunctionProblem:
 
     Raises:
         FastnasError: a parameter is no flat vector of float32 or float64, a loss is no function, or, when
-            an oracle is called, a loss returns no scalar or one cut off from both w and alpha.
+            an oracle is called, a loss returns no scalar or one cut off from both w and alpha, or has no second
+            derivative where one is wanted.
 
     Example:
         The weight decay exp(alpha) of a ridge regression on one point; at the solution w* = 2/3:
@@ -201,6 +203,7 @@ class FunctionProblem:
         """The gradient by ``second`` of <d loss / d ``first``, u>."""
         with torch.enable_grad():
             loss, leaves = self._loss(name, function)
+            check_twice_differentiable("FunctionProblem", name, loss)
             (grad,) = torch.autograd.grad(
                 loss, leaves[first], create_graph=True, allow_unused=True, materialize_grads=True
             )

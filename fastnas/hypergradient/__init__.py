@@ -2,7 +2,6 @@
 
 leaves     which tensors are inner and outer parameters, and what may be one
 buffers    those of the modules that a loss calls, kept
-twice      whether a loss can be differentiated twice
 problem    ``ModuleProblem``: two closures as the oracles of ``fastnas.bilevel``
 function   ``hypergradient``, by any method or any solver
 """

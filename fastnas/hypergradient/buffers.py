@@ -63,7 +63,7 @@ class CalledBuffers:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    """Whether its parts run without hooks: scripted, or made by ``torch.compile`` (to import it takes seconds)."""
+    """Whether its parts run without hooks: scripted, or made by ``torch.compile`` (whose class is slow to import)."""
     return isinstance(module, torch.jit.ScriptModule) or "_orig_mod" in module._modules
 
 

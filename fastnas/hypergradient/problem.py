@@ -10,10 +10,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fastnas.bilevel.twice import check_twice_differentiable, not_twice
 from fastnas.errors import FastnasError
 from fastnas.hypergradient.buffers import CalledBuffers
 from fastnas.hypergradient.leaves import Parameters, check_together, leaves
-from fastnas.hypergradient.twice import check_twice_differentiable, not_twice
 from fastnas.supernet.arena import Arena, joined
 from fastnas.supernet.problem import narrow, pinned
 
@@ -81,21 +81,27 @@ class ModuleProblem:
         self._homes: dict[str, list[Tensor]] = {}
         self._buffers = CalledBuffers(*(given for given in (inner, outer) if isinstance(given, nn.Module)))
         self._keep_graph = keep_graph
-        self._graph: tuple[object, tuple[Tensor | None, ...]] | None = None
+        # One for this problem and all that ``on`` makes of it: the graphs of T steps would hold T passes' activations.
+        self._graph: dict[object, tuple[Tensor | None, ...]] = {}
 
     def __enter__(self) -> ModuleProblem:
         for name, tensors in self._tensors.items():
-            # Another tensor on the same memory: it stays behind when the parameter moves.
+            # Other tensors on the same memory: they stay behind when the parameters move.
             self._homes[name] = [tensor.detach() for tensor in tensors]
-            named = {str(i): tensor for i, tensor in enumerate(tensors)}
-            with torch.no_grad():
-                self._arenas[name] = Arena(named, dtype=tensors[0].dtype, device=tensors[0].device)
+        try:
+            for name, tensors in self._tensors.items():
+                named = {str(i): tensor for i, tensor in enumerate(tensors)}
+                with torch.no_grad():
+                    self._arenas[name] = Arena(named, dtype=tensors[0].dtype, device=tensors[0].device)
+        except BaseException:  # no memory for it
+            self.__exit__()
+            raise
         self.w, self.alpha = self._arenas["inner"].flat, self._arenas["outer"].flat
         self._buffers.listen()
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self._graph = None
+        self._graph.clear()
         self._buffers.stop()
         for name, tensors in self._tensors.items():
             for tensor, home in zip(tensors, self._homes[name], strict=True):
@@ -122,7 +128,6 @@ class ModuleProblem:
         """The same live parameters with another training loss, that of another minibatch."""
         other = copy.copy(self)
         other._losses = self._losses | {"train_loss": train_loss}
-        other._graph = None
         return other
 
     def train_grad_w(self) -> Tensor:
@@ -183,22 +188,22 @@ class ModuleProblem:
                     retain_graph=self._keep_graph,
                 )
             except RuntimeError as error:
-                raise not_twice(name, _first_line(error)) from error
+                raise not_twice("hypergradient", name, _first_line(error)) from error
         return joined(_materialised(products, [by]), by)[0]
 
     def _with_graph(self, name: str, first: str) -> tuple[Tensor | None, ...]:
         """d loss / d ``first``, differentiable again; the last one made, if it may be kept and nothing has moved."""
-        point = (name, first, self.w._version, self.alpha._version)
-        if self._graph is None or self._graph[0] != point:
-            self._graph = None  # its memory, before the next one is made
+        point = (self._losses[name], first, self.w._version, self.alpha._version)
+        if point not in self._graph:
+            self._graph.clear()  # its memory, before the next one is made
             loss = self._loss(name)
-            check_twice_differentiable(name, loss)
+            check_twice_differentiable("hypergradient", name, loss)
             parts = _derivatives(loss, self._arenas[first].leaves, create_graph=True)
             _check_dependence(name, first, parts)
             if not self._keep_graph:
                 return parts
-            self._graph = point, parts
-        return self._graph[1]
+            self._graph[point] = parts
+        return self._graph[point]
 
     def _loss(self, name: str) -> Tensor:
         loss = self._losses[name]()

@@ -101,6 +101,28 @@ class TestExact:
             assert result.tolist()[1:] == wanted[1:]
             assert product(torch.ones(3)).tolist() == wanted
 
+    def test_refuses_a_loss_whose_gradient_has_no_graph(self):
+        """Autograd takes its second derivative for zero, without a word."""
+
+        class Cube(torch.autograd.Function):
+            @staticmethod
+            def forward(context, x):
+                context.save_for_backward(x)
+                return x**3
+
+            @staticmethod
+            @torch.autograd.function.once_differentiable
+            def backward(context, grad):
+                return 3 * grad * context.saved_tensors[0] ** 2
+
+        problem = FunctionProblem(
+            lambda w, a: Cube.apply(w).sum() + w @ a, lambda w, a: w.sum(), torch.ones(2), torch.ones(2)
+        )
+        for product in (EXACT.of(problem).hessian, EXACT.of(problem).mixed):
+            with pytest.raises(FastnasError, match="train_loss cannot be differentiated twice"):
+                product(torch.ones(2))
+        assert Products().of(problem).hessian(torch.ones(2)).tolist() == pytest.approx([6, 6], rel=1e-2)
+
     def test_needs_a_problem_that_has_them(self):
         assert not isinstance(curved(), TwiceDifferentiable)
         for products in (Products(hessian="exact"), Products(mixed="exact")):

@@ -1,15 +1,20 @@
 """ModuleProblem: the oracles of closures over live modules, and everything else as it was."""
 
 import copy
+import gc
+import sys
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from fastnas.bilevel import Products, TwiceDifferentiable, Watch, cg, exact, hessian_vector_product
+import fastnas
+from fastnas.bilevel import InnerSgd, Products, TwiceDifferentiable, Watch, cg, exact, hessian_vector_product
 from fastnas.errors import FastnasError
 from fastnas.hypergradient import ModuleProblem
 from fastnas.ops import mixed_sum
+from fastnas.supernet.arena import Arena
 from tests.hypergradient.networks import Setting, same_bits
 
 EXACT = Products("exact", "exact")
@@ -68,6 +73,24 @@ def test_w_is_live():
         assert problem.w.eq(2.0).sum() == 8
         problem.alpha.zero_()
         assert setting.decay.item() == 0
+
+
+def test_parameters_come_home_if_there_is_no_memory_for_the_vectors(monkeypatch):
+    setting, made = Setting(), []
+    before, addresses = setting.everything(), setting.addresses()
+
+    def arena(*arguments, **keywords):
+        if made:
+            raise MemoryError
+        made.append(Arena(*arguments, **keywords))
+        return made[0]
+
+    monkeypatch.setattr(sys.modules[ModuleProblem.__module__], "Arena", arena)
+    with pytest.raises(MemoryError), problem_of(setting):
+        pass
+    assert made
+    assert same_bits(before, setting.everything())
+    assert setting.addresses() == addresses
 
 
 @pytest.mark.parametrize("name", ["plain", "batchnorm", "dropout", "both", "spectral"])
@@ -330,6 +353,36 @@ class TestKeptGraph:
             for _ in range(2):
                 problem.train_hessian_product(torch.ones_like(problem.w))
         assert setting.calls == 2
+
+    def test_one_at_a_time_however_many_steps_there_are(self):
+        """Reverse mode through T steps holds the activations of one."""
+        alive, most = weakref.WeakSet(), [0]
+
+        class Token:
+            pass
+
+        class Identity(torch.autograd.Function):
+            @staticmethod
+            def forward(context, x):
+                context.token = Token()  # lives as long as the graph
+                alive.add(context.token)
+                return x.clone()
+
+            @staticmethod
+            def backward(context, grad):
+                most[0] = max(most[0], len(alive))
+                return grad.clone()
+
+        class Layer(nn.Module):
+            def forward(self, x):
+                return Identity.apply(x)
+
+        setting = Setting(Layer())
+        arguments = {"method": "reverse", "inner_optimiser": InnerSgd(0.1), "steps": 6}
+        fastnas.hypergradient(setting.train_loss, setting.val_loss, setting.model, setting.outer, **arguments)
+        gc.collect()
+        assert most[0] == 1
+        assert len(alive) == 0
 
     def test_another_minibatch_has_its_own(self):
         setting, other = Setting(), Setting(seed=1)

@@ -8,15 +8,24 @@ from torch.autograd import function
 from fastnas.errors import FastnasError
 
 
-def check_twice_differentiable(name: str, loss: Tensor) -> None:
+def check_twice_differentiable(where: str, name: str, loss: Tensor) -> None:
     """Raise if a function of the loss's graph gives its gradient without a graph (``once_differentiable``).
 
     Autograd raises for such a function only if the gradient that reaches it has a graph, and only on the way to it:
     ``f(w).sum()`` has a second derivative of zero then. Kernels with a backward pass of their own, those of
     ``fastnas.ops`` for images among them, are such functions.
 
+    Args:
+        where, name: the function and the loss, for the error.
+        loss: with its graph.
+
     Raises:
         FastnasError: there is one.
+
+    Example:
+        >>> import torch
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> check_twice_differentiable("here", "train_loss", w.square().sum())  # fine
     """
     nodes, seen = [loss.grad_fn], set()
     while nodes:
@@ -27,14 +36,14 @@ def check_twice_differentiable(name: str, loss: Tensor) -> None:
         backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
         if _is_once_differentiable(backward):
             kind = node.name().removesuffix("Backward")
-            raise not_twice(name, f"{kind} gives its gradient without a graph")
+            raise not_twice(where, name, f"{kind} gives its gradient without a graph")
         nodes.extend(following for following, _ in node.next_functions)
 
 
-def not_twice(name: str, why: str) -> FastnasError:
+def not_twice(where: str, name: str, why: str) -> FastnasError:
     """What to raise for a loss that cannot be differentiated twice."""
     return FastnasError(
-        f"hypergradient: {name} cannot be differentiated twice ({why}); take differences, products=Products()"
+        f"{where}: {name} cannot be differentiated twice ({why}); take differences, products=Products()"
     )
 
 
