@@ -144,9 +144,9 @@ def test_while_the_data_is_read_nothing_is_made(tiny, tmp_path, steps, monkeypat
 def test_while_the_folder_is_made_it_is_made_whole(tiny, tmp_path, steps, monkeypatch):
     start = loop.RunFolder.start
 
-    def pressed(self, config):
+    def pressed(self, *arguments):
         press()
-        start(self, config)
+        start(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.RunFolder, "start", pressed)
