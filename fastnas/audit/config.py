@@ -95,6 +95,7 @@ class Plan:
     Attributes:
         minibatches: n of the large batch.
         reference_steps: of conjugate gradients.
+        probes: random vectors of a spectrum's trace and density.
         radii: of the sweep, from the largest.
         neumann_terms: the largest K.
         horizons: T of the reverse modes whose memory is measured.
@@ -103,6 +104,7 @@ class Plan:
 
     minibatches: int
     reference_steps: int
+    probes: int
     radii: tuple[float, ...]
     neumann_terms: int
     horizons: tuple[int, ...]
@@ -116,6 +118,7 @@ class Plan:
         return cls(
             minibatches=options.minibatches or (2 if quick else 4),
             reference_steps=options.reference_steps or (10 if quick else 30),
+            probes=2 if quick else 4,
             radii=tuple(sorted(radii, reverse=True)),
             neumann_terms=8 if quick else 20,
             horizons=(1, 2, 4) if quick else (1, 2, 4, 8),

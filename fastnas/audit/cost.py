@@ -69,7 +69,7 @@ def expected_cost(state: State, plan: Plan) -> Cost:
 def _references(state: State, plan: Plan) -> tuple[int, int]:
     n, steps, weights = len(state.train), plan.reference_steps + 2, len(state.search.net.weights)
     one = weights + 2 if plan.dense and weights <= DENSE_LIMIT else steps
-    return 2 + 2 * n + 2 * n * steps + 2 * n, LANCZOS + one + n * steps
+    return 2 + 2 * n + 2 * n * steps + 2 * n, 2 * LANCZOS * (plan.probes + 1) + one + n * steps
 
 
 def _sweep(state: State, plan: Plan) -> tuple[int, int]:

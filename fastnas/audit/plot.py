@@ -1,4 +1,4 @@
-"""What an audit found, as one picture of six panels."""
+"""What an audit found, as one picture of eight panels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ PRODUCTS = {"hessian": ("H v", "-", "o"), "mixed": ("mixed product", "--", "s")}
 def svg(result: dict[str, Any]) -> bytes:
     """The picture of ``result``, as SVG; it depends on the numbers alone."""
     with matplotlib.rc_context({"svg.hashsalt": "fastnas", "font.size": 8, "axes.titlesize": 9}):
-        figure = Figure(figsize=(13, 8.2), layout="constrained")
-        axes = figure.subplots(2, 3)
+        figure = Figure(figsize=(17, 8.2), layout="constrained")
+        axes = figure.subplots(2, 4)
         cosines_against_radius(axes[0][0], result)
         errors_against_radius(axes[0][1], result)
         cosines_against_images(axes[0][2], result)
+        density(axes[0][3], result["spectra"][0])
         estimators(axes[1][0], result)
         neumann(axes[1][1], result)
         memory(axes[1][2], result)
+        density(axes[1][3], result["spectra"][1])
         for panel in axes.flat:
             panel.grid(color="0.9")
             panel.set_axisbelow(True)
@@ -91,6 +93,17 @@ def estimators(axes: Axes, result: dict[str, Any]) -> None:
     axes.set_title("second-order term: cosine to reference B")
     axes.axvline(1, color=GREY, linewidth=0.8)
     axes.legend(frameon=False, fontsize=7, loc="best")
+
+
+def density(axes: Axes, spectrum: dict[str, Any]) -> None:
+    """How many eigenvalues lie where: most near 0, and some far from it, so the axis is logarithmic."""
+    places, heights = spectrum["density"]["lambda"], spectrum["density"]["value"]
+    axes.plot(places, heights, color=BLUE)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=max(heights) * 1e-7 or 1)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_xlabel("lambda")
+    axes.set_title(f"density of the eigenvalues of {spectrum['name']}")
 
 
 def neumann(axes: Axes, result: dict[str, Any]) -> None:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from fastnas.audit.config import AuditOptions, Plan
 from fastnas.audit.state import State
-from fastnas.bilevel import Ends, Products, TwiceDifferentiable, Watch, ends, implicit
+from fastnas.bilevel import Ends, Products, TwiceDifferentiable, Watch, implicit
 from fastnas.bilevel.solvers import DENSE_LIMIT, MatVec, Solver, conjugate_gradients, dense
 from fastnas.ops import vector_norm
-from fastnas.search.self_audit import EXACT, LANCZOS, damping_for
+from fastnas.search.self_audit import EXACT, damping_for
 
 # Of the residual. Beside what a handful of minibatches leave open, a thousandth is nothing.
 TOLERANCE, TOLERANCE_OF_MANY = 1e-6, 1e-3
@@ -45,12 +45,6 @@ class Reference:
     def term(self) -> Tensor:
         """The second-order term alone, g - dL2/dalpha."""
         return self.hypergradient - self.direct
-
-
-def spectrum_of(state: State) -> Ends:
-    """The ends of the Hessian's spectrum on the first minibatch, by exact products."""
-    problem = state.problem
-    return ends(problem.train_hessian_product, problem.w, steps=LANCZOS)
 
 
 def reference_damping(options: AuditOptions, spectrum: Ends) -> float:

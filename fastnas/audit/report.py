@@ -12,7 +12,7 @@ WIDTH = 118
 def table(result: dict[str, Any]) -> str:
     """All tables, one after the other; "-" stands for what is not finite or was not measured."""
     parts = [_head(result), _references(result), _estimators(result), _verdict(result)]
-    parts += [_sweep(result), _neumann(result), _reverse(result)]
+    parts += [_sweep(result), _spectra(result), _neumann(result), _reverse(result)]
     return "\n\n".join(parts)
 
 
@@ -39,7 +39,7 @@ def _head(result: dict[str, Any]) -> str:
 
 
 def _spectrum(result: dict[str, Any]) -> str:
-    found, damping = result["spectrum"], result["references"][0]["damping"]
+    found, damping = result["spectra"][0], result["references"][0]["damping"]
     ends = f"H = d2L1/dw2 has eigenvalues from {found['lambda_min']:.3g} to {found['lambda_max']:.3g}"
     if found["lambda_min"] > 0:
         theorem = "so the implicit function theorem applies if this is a minimum"
@@ -158,6 +158,21 @@ def _batches(result: dict[str, Any], sizes: list[int]) -> list[str]:
             cells += f"{_cosine(row['hessian_over_all']):>10},{_cosine(row['mixed_over_all']):>7}"
         lines.append(f"{images:>9}{cells}")
     return lines
+
+
+def _spectra(result: dict[str, Any]) -> str:
+    """The ends, each with the bound of its error, and the trace with its standard error."""
+    lines = [
+        "spectra on one minibatch, by exact products (error)",
+        f"{'':<14}{'size':>10}{'lambda_min':>20}{'lambda_max':>20}{'trace':>20}",
+    ]
+    for one in result["spectra"]:
+        ends = (
+            f"{_number(one[f'{end}'])} ({_number(one[f'{end}_error'])})"
+            for end in ("lambda_min", "lambda_max", "trace")
+        )
+        lines.append(f"{one['name']:<14}{one['size']:>10,}" + "".join(f"{end:>20}" for end in ends))
+    return "\n".join(lines)
 
 
 def _neumann(result: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ from fastnas.audit.reference import (
     on_many,
     on_one_minibatch,
     reference_damping,
-    spectrum_of,
 )
 from fastnas.audit.reverse import memory_against_steps
+from fastnas.audit.spectra import spectra, spectrum_row
 from fastnas.audit.state import TWIN_IMAGES, State, prepare
 from fastnas.bilevel import agreement, radius_sweep, recommended_radius
 from fastnas.bilevel.radius import RadiusRow
@@ -88,8 +88,9 @@ def _measure(config: AuditConfig, state: State, plan: Plan, bar: tqdm[Any]) -> d
     twin = state.twin()
     smooth = radius_sweep([twin], twin.val_grads()[0], plan.radii, scheme=products.scheme)
     recommended = recommended_radius(sweep)
+    bar.set_description("spectra")
+    spectrum, alpha_spectrum = spectra(state, plan)
     bar.set_description("references")
-    spectrum = spectrum_of(state)
     damping = reference_damping(config.audit, spectrum)
     references = [
         on_one_minibatch(state, plan, damping),
@@ -109,7 +110,10 @@ def _measure(config: AuditConfig, state: State, plan: Plan, bar: tqdm[Any]) -> d
     bar.set_description("reverse modes")
     memory = memory_against_steps(state, plan.horizons, products)
     return {
-        "spectrum": asdict(spectrum),
+        "spectra": [
+            spectrum_row("d2L1/dw2", spectrum),
+            spectrum_row("d2L2/dalpha2", alpha_spectrum),
+        ],
         "references": [_reference(one, references) for one in references],
         "estimators": rows,
         "sweep": [_sweep_row(one, "kinked", state) for one in sweep]

@@ -76,6 +76,15 @@ def test_json_is_what_the_file_holds_and_the_table_shows(audited):
     assert sorted(file.name for file in folder.iterdir()) == ["audit.json", "audit.svg", "audit.txt"]
 
 
+def test_both_spectra_are_there(audited):
+    w, alpha = audited[0]["spectra"]
+    assert (w["size"], alpha["size"]) == (audited[0]["state"]["weights"], audited[0]["state"]["alphas"])
+    for one in (w, alpha):
+        assert one["lambda_min"] < one["trace"] / one["size"] < one["lambda_max"]
+        assert one["asymmetry"] < 1e-6
+        assert f"\n{one['name']} " in table(audited[0])
+
+
 def test_each_reference_has_cosine_one_with_itself(audited):
     for one in audited[0]["references"]:
         assert one["to"][one["key"]]["cosine"] == pytest.approx(1, abs=1e-12)

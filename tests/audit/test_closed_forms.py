@@ -12,6 +12,7 @@ from fastnas.audit.neumann import neumann_curves
 from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.audit.reference import by_differences, on_many, on_one_minibatch, reference_damping
 from fastnas.audit.run import finite_only
+from fastnas.audit.spectra import spectra, spectrum_row
 from fastnas.bilevel import FunctionProblem, Products, ends
 
 WEIGHTS, ALPHAS = 12, 3
@@ -107,6 +108,24 @@ def test_negative_curvature_is_said():
     damped = on_one_minibatch(state, plan(dense=False), 6.0)
     assert damped.noticed == []
     assert damped.residual < 1e-6
+
+
+def test_spectra_are_those_of_both_hessians():
+    """H has eigenvalues from -3 to 5 in equal steps, d2L2/dalpha2 is the identity."""
+    rows = [
+        spectrum_row(name, found)
+        for name, found in zip(
+            "wa", spectra(state_of(Quadratic(0, lowest=-3.0)), plan(dense=True)), strict=True
+        )
+    ]
+    assert [row["size"] for row in rows] == [WEIGHTS, ALPHAS]
+    assert (rows[0]["lambda_min"], rows[0]["lambda_max"]) == pytest.approx((-3, 5))
+    assert rows[0]["trace"] == pytest.approx(WEIGHTS, abs=4 * rows[0]["trace_error"])
+    assert (rows[1]["lambda_min"], rows[1]["lambda_max"], rows[1]["trace"]) == pytest.approx((1, 1, ALPHAS))
+    assert rows[1]["trace_error"] == pytest.approx(0, abs=1e-12)
+    places, heights = (torch.tensor(rows[0]["density"][key]) for key in ("lambda", "value"))
+    assert torch.trapezoid(heights, places) == pytest.approx(1, rel=0.02)
+    assert heights[0] < 1e-5 * heights.max()  # five widths away from the last eigenvalue
 
 
 @pytest.mark.parametrize(("lowest", "damping"), [(1.0, 0.0), (-1.0, 2.0)])
