@@ -48,10 +48,10 @@ def momentum_factor(where: str, value: object) -> None:
         raise FastnasError(f"{where}: momentum must be a number in [0, 1), got {value!r}")
 
 
-def count(where: str, name: str, value: object) -> None:
-    """Raise unless ``value`` is an integer >= 0."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
-        raise FastnasError(f"{where}: {name} must be an integer >= 0, got {value!r}")
+def count(where: str, name: str, value: object, *, least: int = 0) -> None:
+    """Raise unless ``value`` is an integer >= ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise FastnasError(f"{where}: {name} must be an integer >= {least}, got {value!r}")
 
 
 def like_w(where: str, name: str, value: object, w: Tensor) -> None:

@@ -177,7 +177,7 @@ def _cg(problem: BilevelProblem, settings: InnerSettings) -> Tensor:
 def _neumann(problem: BilevelProblem, settings: InnerSettings) -> Tensor:
     return neumann(
         problem,
-        gamma=float(settings.step),
+        gamma=settings.step.item() if isinstance(settings.step, Tensor) else settings.step,
         tolerance=settings.tolerance,
         damping=settings.damping,
         limit=settings.limit,

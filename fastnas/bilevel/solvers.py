@@ -91,7 +91,7 @@ def neumann(
         terms: K >= 0; None: by the tolerance.
         tolerance: > 0; None: by the number of terms.
         damping: >= 0.
-        limit: with a tolerance, the largest K; reaching it is said.
+        limit: with a tolerance, the largest K, >= 0; reaching it is said.
         watch: gets what was seen; None: a warning says it at once.
 
     Returns:
@@ -109,12 +109,13 @@ def neumann(
         check.count("neumann", "terms", terms)
     else:
         check.positive("neumann", "tolerance", tolerance)
+        check.count("neumann", "limit", limit)
     check.not_negative("neumann", "damping", damping)
 
     def solve(matvec: MatVec, b: Tensor) -> Tensor:
         seen = Watch() if watch is None else watch
         v, series, norm = b.clone(), b.clone(), _norm(b)
-        growth = Growth("neumann", gamma, norm)
+        growth = Growth("neumann", gamma, norm, damping)
         target = norm.item() * tolerance if tolerance is not None else 0.0
         for k in itertools.count() if terms is None else range(terms):
             product = matvec(v).add_(v, alpha=damping)
@@ -169,8 +170,7 @@ def conjugate_gradients(
         >>> conjugate_gradients(2)(lambda u: H @ u, torch.tensor([3.0, 4.0])).round(decimals=5)
         tensor([1., 1.])
     """
-    check.count("conjugate_gradients", "steps", steps)
-    check.positive("conjugate_gradients", "steps", steps)
+    check.count("conjugate_gradients", "steps", steps, least=1)
     check.not_negative("conjugate_gradients", "tolerance", tolerance)
     check.not_negative("conjugate_gradients", "damping", damping)
 
@@ -222,8 +222,7 @@ def nystroem(rank: int, *, damping: float = 0.01, seed: int = 0) -> Solver:
         >>> nystroem(2, damping=1e-8)(lambda u: H @ u, torch.tensor([3.0, 4.0]).double()).round(decimals=5)
         tensor([1., 1.], dtype=torch.float64)
     """
-    check.count("nystroem", "rank", rank)
-    check.positive("nystroem", "rank", rank)
+    check.count("nystroem", "rank", rank, least=1)
     check.positive("nystroem", "damping", damping)
 
     def solve(matvec: MatVec, b: Tensor) -> Tensor:
@@ -266,5 +265,5 @@ def _negative(step: int, curvature: float, damping: float) -> str:
 def _unfinished(residual: float, target: float, limit: int, tolerance: float) -> str:
     return (
         f"neumann: the residual is {residual:.3g} after {limit} terms, and the tolerance {tolerance:g} asks for "
-        f"{target:.3g}; take a larger gamma, below 2/lambda_max, or a larger tolerance"
+        f"{target:.3g}; take more terms, a larger gamma, below 2/lambda_max, or a larger tolerance"
     )

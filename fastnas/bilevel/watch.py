@@ -93,10 +93,11 @@ class Growth:
         where: the estimator's name.
         gamma: step of the series.
         norm: |V_0|, shape (), float64, on the device.
+        damping: what H is here has so much on its diagonal; None: the estimator takes none.
     """
 
-    def __init__(self, where: str, gamma: float | Tensor, norm: Tensor) -> None:
-        self._where, self._norm = where, norm
+    def __init__(self, where: str, gamma: float | Tensor, norm: Tensor, damping: float | None = None) -> None:
+        self._where, self._norm, self._damping = where, norm, damping
         self._gamma = torch.as_tensor(gamma, dtype=torch.float64).to(norm.device)
         self.grew = torch.zeros((), dtype=torch.bool, device=norm.device)
         self._rows: list[Tensor] = []
@@ -139,9 +140,15 @@ class Growth:
             advice = f"a gamma below {2 * first / second:.2g}"
         else:
             cause = f"the curvature along V_{last} is negative, {first:.3g}"
-            advice = f"damping above {-first:.2g}"
-        growth = f"|V_k| grew {rows[k][1] / rows[k][0]:.3g} times from V_{k} to V_{k + 1}"
+            estimator = "neumann with " if self._damping is None else ""
+            advice = f"{estimator}damping above {(self._damping or 0) - first:.2g}"
+        growth = f"|V_k| grew {_times(rows[k][1] / rows[k][0])} times from V_{k} to V_{k + 1}"
         return (
             f"{self._where}: {growth}: {cause}; the series was cut behind V_{k}; take {advice}, fewer terms, or, "
             "if these were differences across kinks, exact products"
         )
+
+
+def _times(ratio: float) -> str:
+    """A ratio > 1, with as many digits as tell it from 1."""
+    return f"{ratio:.3g}" if ratio >= 1.005 else f"{ratio:.{1 - math.floor(math.log10(ratio - 1))}f}"

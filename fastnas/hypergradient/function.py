@@ -80,7 +80,7 @@ def hypergradient(
         neumann_terms: K (``idarts``).
         eta: amplitude (``amended``).
         tolerance: of the residual, relative (``cg``, ``neumann``).
-        limit: the most steps or terms (``cg``, ``neumann``).
+        limit: the most steps or terms, >= 1 (``cg``, ``neumann``).
         damping: added to H (``cg``, ``neumann``; ``nystroem``, where 0 means 0.01).
         rank: k (``nystroem``).
         reverse_steps: K (``truncated-reverse``).
@@ -109,6 +109,9 @@ def hypergradient(
         >>> hypergradient(train_loss, val_loss, model, decay, method="reverse", inner_optimiser=sgd, steps=20)
         (tensor(0.5000),)
     """
+    _check_kinds(method, inner_optimiser, products)
+    check.count("hypergradient", "limit", limit, least=1)
+    check.count("hypergradient", "reverse_steps", reverse_steps)
     losses = _step_losses(train_loss, steps)
     last = train_loss if callable(train_loss) else losses[-1]
     entry = method_of(method) if isinstance(method, str) else None
@@ -149,6 +152,23 @@ def hypergradient(
     if watch is None:
         seen.warn()
     return grads
+
+
+def _check_kinds(method: object, optimiser: object, products: object) -> None:
+    """Raise unless each is what the name says: another library's optimiser is a likely mistake."""
+    if not isinstance(method, str) and not callable(method):
+        raise FastnasError(
+            "hypergradient: method must be a name of fastnas.bilevel.METHODS or a solver of H x = b, "
+            f"got {type(method).__name__}"
+        )
+    kinds: list[tuple[str, object, type]] = [("products", products, Products)]
+    if optimiser is not None:
+        kinds.append(("inner_optimiser", optimiser, InnerSgd))
+    for name, value, kind in kinds:
+        if not isinstance(value, kind):
+            raise FastnasError(
+                f"hypergradient: {name} must be a fastnas.bilevel.{kind.__name__}, got {type(value).__name__}"
+            )
 
 
 def _step_losses(train_loss: Closure | Sequence[Closure], steps: int | None) -> list[Closure]:

@@ -165,7 +165,8 @@ class Search:
         if self.inner_steps > len(self.train):
             raise FastnasError(
                 f"--inner-steps {self.inner_steps} is more than the {len(self.train)} batches of "
-                f"{images.batch_size} that the weight split of {len(weight_split)} images gives in an epoch"
+                f"{images.batch_size} that the weight split of {len(weight_split)} images gives in an epoch; "
+                "take fewer inner steps, a smaller --batch-size or more images"
             )
         torch.manual_seed(seed)
         self.dtype = torch.float32 if config.network.dtype == "bf16" else getattr(torch, config.network.dtype)

@@ -296,6 +296,15 @@ class TestNeumann:
         assert not watch.sentences()
         assert relative(x, 1 / (torch.tensor([-0.5, 1.0, 2.0]).double() + 0.6)) < 1e-7
 
+    def test_the_damping_that_it_names_is_more_than_what_there_is(self):
+        """H + 0.2 I still bends down by 0.3 along the first direction."""
+        hessian = torch.diag(torch.tensor([-0.5, 1.0, 2.0]).double())
+        b, watch = torch.tensor([1.0, 0.0, 0.0]).double(), Watch()
+        neumann(0.3, tolerance=1e-9, damping=0.2, watch=watch)(Product(hessian), b)
+        (sentence,) = watch.sentences()
+        assert "negative, -0.3;" in sentence
+        assert "take damping above 0.5," in sentence
+
     def test_growth_at_once_leaves_the_identity(self):
         hessian, watch = 4 * torch.eye(3).double(), Watch()
         b = vector(3)
@@ -373,8 +382,8 @@ class TestNystroem:
     ("make", "message"),
     [
         (lambda: dense(damping=-1.0), "dense: damping must be a finite number >= 0, got -1.0"),
-        (lambda: conjugate_gradients(0), "conjugate_gradients: steps must be a finite number > 0, got 0"),
-        (lambda: conjugate_gradients(1.5), "conjugate_gradients: steps must be an integer >= 0, got 1.5"),
+        (lambda: conjugate_gradients(0), "conjugate_gradients: steps must be an integer >= 1, got 0"),
+        (lambda: conjugate_gradients(1.5), "conjugate_gradients: steps must be an integer >= 1, got 1.5"),
         (
             lambda: conjugate_gradients(1, tolerance=-1),
             "conjugate_gradients: tolerance must be a finite number >= 0",
@@ -389,10 +398,14 @@ class TestNystroem:
         (lambda: neumann(0.1, terms=-1), "neumann: terms must be an integer >= 0, got -1"),
         (lambda: neumann(0.1, tolerance=0.0), "neumann: tolerance must be a finite number > 0, got 0.0"),
         (
+            lambda: neumann(0.1, tolerance=0.1, limit=2.5),
+            "neumann: limit must be an integer >= 0, got 2.5",
+        ),
+        (
             lambda: neumann(0.1, terms=1, damping=-1.0),
             "neumann: damping must be a finite number >= 0, got -1.0",
         ),
-        (lambda: nystroem(0), "nystroem: rank must be a finite number > 0, got 0"),
+        (lambda: nystroem(0), "nystroem: rank must be an integer >= 1, got 0"),
         (lambda: nystroem(1, damping=0.0), "nystroem: damping must be a finite number > 0, got 0.0"),
     ],
 )

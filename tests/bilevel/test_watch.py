@@ -86,6 +86,19 @@ def test_the_two_causes(hessian, gamma, part):
     assert part in sentence
 
 
+def test_an_estimator_without_damping_names_one_that_has_it():
+    (sentence,) = said(growth_of(diagonal(-2.0, -2.0), torch.ones(2).double(), 0.1, 5)[0])
+    assert "take neumann with damping above 2," in sentence
+
+
+@pytest.mark.parametrize(("ratio", "said_as"), [(1 + 3.64e-4, "1.00036"), (1.004, "1.0040"), (1.08, "1.08")])
+def test_growth_is_told_from_none(ratio, said_as):
+    one = torch.ones(()).double()
+    growth = Growth("here", 0.1, one)
+    growth.step(one * ratio, one)
+    assert said(growth)[0].startswith(f"here: |V_k| grew {said_as} times ")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_lambda_max_is_a_lower_bound_above_2_over_gamma(seed):
     """Of a positive semidefinite H, for any V that grows."""

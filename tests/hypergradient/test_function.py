@@ -267,7 +267,17 @@ def test_nan_is_named(spoil, oracle):
         ({"steps": -1, "inner_optimiser": SGD}, "hypergradient: steps must be an integer >= 0, got -1"),
         ({"method": "neumann", "gamma": -1.0}, "neumann: gamma must be a finite number > 0, got -1.0"),
         ({"damping": -1.0}, "conjugate_gradients: damping must be a finite number >= 0, got -1.0"),
-        ({"limit": 0}, "conjugate_gradients: steps must be a finite number > 0, got 0"),
+        ({"method": "neumann", "gamma": "1"}, "neumann: gamma must be a finite number > 0, got '1'"),
+        ({"limit": 0}, "hypergradient: limit must be an integer >= 1, got 0"),
+        ({"limit": 2.5}, "hypergradient: limit must be an integer >= 1, got 2.5"),
+        ({"reverse_steps": None}, "hypergradient: reverse_steps must be an integer >= 0, got None"),
+        ({"method": None}, "hypergradient: method must be a name of fastnas.bilevel.METHODS or a solver"),
+        ({"products": "exact"}, "hypergradient: products must be a fastnas.bilevel.Products, got str"),
+        ({"products": None}, "hypergradient: products must be a fastnas.bilevel.Products, got NoneType"),
+        (
+            {"inner_optimiser": torch.optim.SGD([torch.zeros(1)], lr=0.1), "steps": 1},
+            "hypergradient: inner_optimiser must be a fastnas.bilevel.InnerSgd, got SGD",
+        ),
         (
             {"method": lambda matvec, b: b[:3]},
             "implicit: the solution of solve(matvec, b) must be a tensor like w",

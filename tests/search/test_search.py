@@ -127,7 +127,10 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
     out = tmp_path / "run"
     for options, sentence in [
         ({"batch_size": 65}, "batch size 65 is larger than"),
-        ({"inner_steps": 5}, "--inner-steps 5 is more than the 4 batches"),
+        (
+            {"inner_steps": 5},
+            "--inner-steps 5 is more than the 4 batches .* take fewer inner steps, a smaller",
+        ),
         ({"dataset": "cifar10", "data": tmp_path / "absent"}, "absent"),
         ({"dataset": "cifar10"}, "--data"),
         ({"device": "tpu"}, "unknown --device 'tpu'"),
