@@ -194,6 +194,11 @@ class Search:
                 f"--method exact writes the Hessian out, for at most {DENSE_LIMIT:,} weights, and this supernet has "
                 f"{weights:,}; take fewer --channels or --layers, or --method cg"
             )
+        if config.hypergradient.method == "nystroem" and config.hypergradient.rank > weights:
+            raise FastnasError(
+                f"--rank {config.hypergradient.rank} is more than the {weights:,} weights of this supernet; "
+                "take fewer columns of its Hessian"
+            )
         self.step = _search_step(self.net, config, _graphs(config, device))
         self.val_accuracy = ""  # of the epoch before, for the progress bar
         self.radius: float | None = None  # where it was measured

@@ -139,6 +139,7 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         ({"channels": 10**13}, "no memory for this supernet"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"channels": 3}, "channels must be even"),
+        ({"method": "nystroem", "rank": 10**6}, "--rank 1000000 is more than the .* weights of this supernet"),
     ]:
         with pytest.raises(FastnasError, match=sentence):
             tiny(**options)
