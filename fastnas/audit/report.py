@@ -96,9 +96,12 @@ def _estimators(result: dict[str, Any]) -> str:
 
 
 def _noticed(result: dict[str, Any]) -> list[str]:
-    """What the estimators with a "!" met, each sentence once."""
-    sentences = [sentence for row in result["estimators"] for sentence in row["noticed"][:1]]
-    return [_wrapped(f"! {sentence}", indent=2) for sentence in dict.fromkeys(sentences)]
+    """What each row with a "!" met, by the names that the row has in place of the solver's."""
+    return [
+        _wrapped(f"! {row['method']}, {row['products']}: {row['noticed'][0].partition(': ')[2]}", indent=2)
+        for row in result["estimators"]
+        if row["noticed"]
+    ]
 
 
 def _verdict(result: dict[str, Any]) -> str:

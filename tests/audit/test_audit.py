@@ -76,6 +76,17 @@ def test_json_is_what_the_file_holds_and_the_table_shows(audited):
     assert sorted(file.name for file in folder.iterdir()) == ["audit.json", "audit.svg", "audit.txt"]
 
 
+def test_what_was_noticed_names_its_row(audited):
+    result, folder = audited
+    noticed = [row for row in result["estimators"] if row["noticed"]]
+    assert {row["method"] for row in noticed} >= {"cg", "neumann"}
+    lines = [line for line in (folder / "audit.txt").read_text().splitlines() if line.startswith("! ")]
+    for row, line in zip(noticed, lines, strict=True):
+        begin = f"! {row['method']}, {row['products']}: "
+        assert line.startswith(begin)
+        assert line.removeprefix(begin)[:40] in row["noticed"][0]
+
+
 def test_both_spectra_are_there(audited):
     w, alpha = audited[0]["spectra"]
     assert (w["size"], alpha["size"]) == (audited[0]["state"]["weights"], audited[0]["state"]["alphas"])
