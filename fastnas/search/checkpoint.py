@@ -131,4 +131,7 @@ def read_config(path: Path) -> SearchConfig:
     options = _json(path, text).get("config")
     if not isinstance(options, dict) or not options:
         raise FastnasError(f"{path} holds no readable configuration")
-    return SearchConfig.from_options(options)
+    try:
+        return SearchConfig.from_options(options)
+    except FastnasError as error:
+        raise FastnasError(f"{path}: {error}") from None

@@ -92,7 +92,8 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
             raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
         except OSError as error:
             raise FastnasError(
-                f"{error.strerror or error}: {error.filename}; once that is mended, go on by: {folder.resume_command()}"
+                f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
+                f"{folder.resume_command()}"
             ) from None
     return SearchResult(genotype, alphas, rows, folder.path, config, stop)
 

@@ -98,7 +98,8 @@ def test_a_checkpoint_of_another_version_or_another_run(run, capsys):
     (run / "config.json").write_text(json.dumps(config))
     error, _ = refused(capsys, f"--checkpoint={run}")
     assert (
-        f"the run in {run} cannot be read, by this version at least: unknown option 'invented_later'" in error
+        f"the run in {run} cannot be read, by this version at least: {run / 'config.json'}: "
+        "unknown option 'invented_later'" in error
     )
 
 

@@ -139,7 +139,10 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         ({"channels": 10**13}, "no memory for this supernet"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"channels": 3}, "channels must be even"),
-        ({"method": "nystroem", "rank": 10**6}, "--rank 1000000 is more than the .* weights of this supernet"),
+        (
+            {"method": "nystroem", "rank": 10**6},
+            "--rank 1000000 is more than the .* weights of this supernet",
+        ),
     ]:
         with pytest.raises(FastnasError, match=sentence):
             tiny(**options)
@@ -233,17 +236,18 @@ def test_one_process_at_a_time_works_in_a_folder(tiny, tmp_path):
     assert (result.out / "config.json").read_bytes() == before
 
 
-def test_a_full_disk_says_where_and_how_to_go_on(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "where"), [("checkpoint.safetensors",) * 2, (None, "while writing")], ids=["a file", "a stream"]
+)
+def test_a_full_disk_says_where_and_how_to_go_on(tiny, monkeypatch, file, where):
     from fastnas.search import folder
 
     def full(*_):
-        raise OSError(28, "No space left on device", "checkpoint.safetensors")
+        raise OSError(28, "No space left on device", file)
 
     with monkeypatch.context() as patch:
         patch.setattr(folder, "save_checkpoint", full)
-        with pytest.raises(
-            FastnasError, match=r"No space left on device: checkpoint.safetensors; .* --resume"
-        ):
+        with pytest.raises(FastnasError, match=f"No space left on device: {where}; .* --resume"):
             tiny()
 
 
