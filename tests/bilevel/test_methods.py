@@ -160,6 +160,7 @@ def test_unknown_method(name):
 
 
 POSITIVE = "must be a finite number > 0"
+AT_LEAST_ONE = "must be an integer >= 1"
 NOT_NEGATIVE = "must be a finite number >= 0"
 LIKE_W = "must be a tensor like w: shape (4,), torch.float64, on cpu"
 NAN, INFINITY = float("nan"), float("inf")
@@ -194,11 +195,10 @@ COUNT_ERRORS = [
         *((neumann, {}, "neumann", "gamma", value, POSITIVE) for value in (0, -0.1, NAN, torch.tensor(0.1))),
         (neumann, {"gamma": 0.1}, "neumann", "tolerance", 0, POSITIVE),
         (neumann, {"gamma": 0.1}, "neumann", "damping", -1, NOT_NEGATIVE),
-        (cg, {}, "conjugate_gradients", "steps", 0, POSITIVE),
-        (cg, {}, "conjugate_gradients", "steps", 1.5, COUNT_ERRORS[1][1]),
+        *((cg, {}, "conjugate_gradients", "steps", value, AT_LEAST_ONE) for value in (0, 1.5)),
         (cg, {}, "conjugate_gradients", "tolerance", -1, NOT_NEGATIVE),
         (cg, {}, "conjugate_gradients", "damping", NAN, NOT_NEGATIVE),
-        (nystroem, {}, "nystroem", "rank", 0, POSITIVE),
+        (nystroem, {}, "nystroem", "rank", 0, AT_LEAST_ONE),
         (nystroem, {}, "nystroem", "damping", 0, POSITIVE),
         *((idarts_release, {}, "idarts-release", "gamma", value, POSITIVE) for value in (0, NAN)),
         (idarts_release, {"gamma": 0.1}, "idarts-release", "neumann_terms", *COUNT_ERRORS[0]),
