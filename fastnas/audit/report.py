@@ -171,7 +171,7 @@ def _spectra(result: dict[str, Any]) -> str:
     ]
     for one in result["spectra"]:
         ends = (
-            f"{_number(one[f'{end}'])} ({_number(one[f'{end}_error'])})"
+            f"{one[end]:.4g} ({_number(one[f'{end}_error'])})"
             for end in ("lambda_min", "lambda_max", "trace")
         )
         lines.append(f"{one['name']:<14}{one['size']:>10,}" + "".join(f"{end:>20}" for end in ends))

@@ -31,8 +31,8 @@ class Watch:
         >>> watch = Watch()
         >>> idarts(toy_problem(), gamma=2.0, neumann_terms=3, watch=watch).round(decimals=6)  # H = 2
         tensor([14.], dtype=torch.float64)
-        >>> print(watch.sentences()[0].split(" if")[0])
-        idarts: |V_k| grew 3 times from V_0 to V_1: gamma = 2 is more than 2/lambda_max, lambda_max being at least 2
+        >>> print(watch.sentences()[0].split(": ")[1])
+        |V_k| grew 3 times from V_0 to V_1
     """
 
     def __init__(self) -> None:
@@ -134,8 +134,8 @@ class Growth:
         first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
         if first > 0:
             cause = (
-                f"gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being at least {second / first:.3g} "
-                "if the Hessian has no negative eigenvalues"
+                f"if the Hessian has no negative eigenvalues, gamma = {gamma:.3g} is more than 2/lambda_max, "
+                f"lambda_max being at least {second / first:.3g}"
             )
             advice = f"a gamma below {2 * first / second:.2g}"
         else:
