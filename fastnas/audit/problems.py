@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnas.bilevel import TwiceDifferentiable
+from fastnas.bilevel.inspected import Observed
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Meter:
         self.tick()
 
 
-class Metered:
+class Metered(Observed):
     """Another problem's oracles, counted.
 
     Args:
@@ -46,50 +47,11 @@ class Metered:
     """
 
     def __init__(self, problem: TwiceDifferentiable, meter: Meter) -> None:
-        self.problem, self.meter = problem, meter
-        self.w, self.alpha = problem.w, problem.alpha
+        super().__init__(problem)
+        self.meter = meter
 
-    def train_grad_w(self) -> Tensor:
-        """dL1/dw, (P,)."""
-        result = self.problem.train_grad_w()
-        self.meter.gradient()
-        return result
-
-    def train_grad_alpha(self) -> Tensor:
-        """dL1/dalpha, (H,)."""
-        result = self.problem.train_grad_alpha()
-        self.meter.gradient()
-        return result
-
-    def val_grads(self) -> tuple[Tensor, Tensor]:
-        """dL2/dw (P,) and dL2/dalpha (H,)."""
-        result = self.problem.val_grads()
-        self.meter.gradient()
-        return result
-
-    def val_grad_alpha(self) -> Tensor:
-        """dL2/dalpha, (H,)."""
-        result = self.problem.val_grad_alpha()
-        self.meter.gradient()
-        return result
-
-    def train_hessian_product(self, u: Tensor) -> Tensor:
-        """d2L1/dw2 . u, (P,)."""
-        result = self.problem.train_hessian_product(u)
-        self.meter.product()
-        return result
-
-    def train_mixed_product(self, u: Tensor) -> Tensor:
-        """d2L1/dalpha dw . u, (H,)."""
-        result = self.problem.train_mixed_product(u)
-        self.meter.product()
-        return result
-
-    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
-        """d2L2/dalpha2 . p, (H,)."""
-        result = self.problem.val_alpha_hessian_product(p)
-        self.meter.product()
-        return result
+    def _look(self, name: str, *results: Tensor) -> None:
+        (self.meter.product if name.endswith("_product") else self.meter.gradient)()
 
 
 class Averaged:

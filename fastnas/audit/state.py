@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastnas.audit.config import AuditConfig
 from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
+from fastnas.bilevel.problem import kept
 from fastnas.errors import FastnasError
 from fastnas.search.checkpoint import load_checkpoint, read_config
 from fastnas.search.config import SearchConfig
@@ -84,16 +85,9 @@ class State:
         told = self.search.step.settings_at(self.learning_rate, self.trajectory, watch or Watch())
         return replace(told, products=products)
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> AbstractContextManager[Tensor]:
         """Whatever the block does to the weights, they come back."""
-        flat = self.search.net.weights.flat
-        saved = flat.clone()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                flat.copy_(saved)
+        return kept(self.search.net.weights.flat)
 
     def _problem(self, i: int) -> Metered:
         return Metered(self.search.step.problem(self.train[i], self.val[i]), self.meter)

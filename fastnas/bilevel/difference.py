@@ -50,10 +50,7 @@ def hessian_vector_product(problem: BilevelProblem, u: Tensor, radius: float = 0
         >>> hessian_vector_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
         tensor([ 6., 12.], dtype=torch.float64)
     """
-    where = "hessian_vector_product"
-    check.flat_vector(where, "w", problem.w)
-    check.like_w(where, "u", u, problem.w)
-    return difference(where, problem.w, problem.train_grad_w, u, radius)
+    return _along_w("hessian_vector_product", problem.w, problem.train_grad_w, u, radius)
 
 
 def mixed_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> Tensor:
@@ -83,10 +80,13 @@ def mixed_product(problem: BilevelProblem, u: Tensor, radius: float = 0.01) -> T
         >>> mixed_product(problem, torch.tensor([1.0, 1.0]).double()).round(decimals=6)
         tensor([6.], dtype=torch.float64)
     """
-    where = "mixed_product"
-    check.flat_vector(where, "w", problem.w)
-    check.like_w(where, "u", u, problem.w)
-    return difference(where, problem.w, problem.train_grad_alpha, u, radius)
+    return _along_w("mixed_product", problem.w, problem.train_grad_alpha, u, radius)
+
+
+def _along_w(where: str, w: Tensor, gradient: Gradient, u: Tensor, radius: float) -> Tensor:
+    check.flat_vector(where, "w", w)
+    check.like_w(where, "u", u, w)
+    return difference(where, w, gradient, u, radius)
 
 
 def difference(

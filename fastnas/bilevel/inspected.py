@@ -24,7 +24,57 @@ class NotFiniteError(FastnasError):
     """A hypergradient has a NaN or an infinity; says which oracle had one first."""
 
 
-class Inspected:
+class Observed:
+    """Another problem's oracles, whose results ``_look`` sees.
+
+    Args:
+        problem: whose oracles.
+    """
+
+    def __init__(self, problem: TwiceDifferentiable) -> None:
+        self.problem = problem
+        self.w, self.alpha = problem.w, problem.alpha
+
+    def train_grad_w(self) -> Tensor:
+        """dL1/dw, (P,)."""
+        return self._one("train_grad_w", self.problem.train_grad_w())
+
+    def train_grad_alpha(self) -> Tensor:
+        """dL1/dalpha, (H,)."""
+        return self._one("train_grad_alpha", self.problem.train_grad_alpha())
+
+    def val_grads(self) -> tuple[Tensor, Tensor]:
+        """dL2/dw (P,) and dL2/dalpha (H,)."""
+        both = self.problem.val_grads()
+        self._look("val_grads", *both)
+        return both
+
+    def val_grad_alpha(self) -> Tensor:
+        """dL2/dalpha, (H,)."""
+        return self._one("val_grad_alpha", self.problem.val_grad_alpha())
+
+    def train_hessian_product(self, u: Tensor) -> Tensor:
+        """d2L1/dw2 . u, (P,)."""
+        return self._one("train_hessian_product", self.problem.train_hessian_product(u))
+
+    def train_mixed_product(self, u: Tensor) -> Tensor:
+        """d2L1/dalpha dw . u, (H,)."""
+        return self._one("train_mixed_product", self.problem.train_mixed_product(u))
+
+    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
+        """d2L2/dalpha2 . p, (H,)."""
+        return self._one("val_alpha_hessian_product", self.problem.val_alpha_hessian_product(p))
+
+    def _one(self, name: str, result: Tensor) -> Tensor:
+        self._look(name, result)
+        return result
+
+    def _look(self, name: str, *results: Tensor) -> None:
+        """What the oracle ``name`` returned."""
+        raise NotImplementedError
+
+
+class Inspected(Observed):
     """Another problem's oracles. Whether their results were finite stays on the device until ``check`` asks.
 
     Args:
@@ -42,8 +92,7 @@ class Inspected:
     """
 
     def __init__(self, problem: TwiceDifferentiable) -> None:
-        self.problem = problem
-        self.w, self.alpha = problem.w, problem.alpha
+        super().__init__(problem)
         self._finite: list[tuple[str, Tensor]] = []
 
     def check(self, hypergradient: Tensor, watch: Watch | None = None) -> Tensor:
@@ -72,35 +121,5 @@ class Inspected:
             watch.add(finite, say)
         return finite.all()
 
-    def train_grad_w(self) -> Tensor:
-        """dL1/dw, (P,)."""
-        return self._look("train_grad_w", self.problem.train_grad_w())
-
-    def train_grad_alpha(self) -> Tensor:
-        """dL1/dalpha, (H,)."""
-        return self._look("train_grad_alpha", self.problem.train_grad_alpha())
-
-    def val_grads(self) -> tuple[Tensor, Tensor]:
-        """dL2/dw (P,) and dL2/dalpha (H,)."""
-        grad_w, grad_alpha = self.problem.val_grads()
-        return self._look("val_grads", grad_w), self._look("val_grads", grad_alpha)
-
-    def val_grad_alpha(self) -> Tensor:
-        """dL2/dalpha, (H,)."""
-        return self._look("val_grad_alpha", self.problem.val_grad_alpha())
-
-    def train_hessian_product(self, u: Tensor) -> Tensor:
-        """d2L1/dw2 . u, (P,)."""
-        return self._look("train_hessian_product", self.problem.train_hessian_product(u))
-
-    def train_mixed_product(self, u: Tensor) -> Tensor:
-        """d2L1/dalpha dw . u, (H,)."""
-        return self._look("train_mixed_product", self.problem.train_mixed_product(u))
-
-    def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
-        """d2L2/dalpha2 . p, (H,)."""
-        return self._look("val_alpha_hessian_product", self.problem.val_alpha_hessian_product(p))
-
-    def _look(self, name: str, result: Tensor) -> Tensor:
-        self._finite.append((name, result.isfinite().all()))
-        return result
+    def _look(self, name: str, *results: Tensor) -> None:
+        self._finite += [(name, result.isfinite().all()) for result in results]

@@ -13,17 +13,14 @@ first, and whose eigenvectors are the weights of a Gaussian quadrature of its de
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
+from fastnas.bilevel.solvers import MatVec
 from fastnas.errors import FastnasError
-
-Matvec: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Tridiagonal:
         return values, vectors[0] ** 2, self.residual * vectors[-1].abs()
 
 
-def lanczos(matvec: Matvec, start: Tensor, steps: int, *, window: int | None = None) -> Tridiagonal:
+def lanczos(matvec: MatVec, start: Tensor, steps: int, *, window: int | None = None) -> Tridiagonal:
     """``steps`` steps of the Lanczos method from ``start``.
 
         beta_j q_{j+1} = A q_j - alpha_j q_j - beta_{j-1} q_{j-1},    alpha_j = q_j' A q_j
@@ -167,7 +164,7 @@ class Ends:
 
 
 def ends(
-    matvec: Matvec, like: Tensor | int, *, steps: int = 20, seed: int = 0, window: int | None = None
+    matvec: MatVec, like: Tensor | int, *, steps: int = 20, seed: int = 0, window: int | None = None
 ) -> Ends:
     """The largest and the smallest eigenvalue, by one Lanczos run from a Gaussian vector.
 
@@ -245,7 +242,7 @@ class Spectrum(Ends):
 
 
 def spectrum(
-    matvec: Matvec,
+    matvec: MatVec,
     like: Tensor | int,
     *,
     steps: int = 40,
@@ -308,7 +305,7 @@ def _ends(runs: list[Tridiagonal]) -> Ends:
     return Ends(highest, highest_error, lowest, lowest_error, skew / radius if radius else 0.0, products)
 
 
-def _product(matvec: Matvec, q: Tensor) -> Tensor:
+def _product(matvec: MatVec, q: Tensor) -> Tensor:
     product = matvec(q)
     check.like_w("lanczos", "the operator's product", product, q)
     return product.detach()

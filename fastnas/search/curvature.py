@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastnas.bilevel import BilevelProblem, Products, ends
-from fastnas.bilevel.spectrum import Matvec
+from fastnas.bilevel.solvers import MatVec
 from fastnas.search.early_stop import EarlyStop, Stop
 
 OPERATORS = ("hessian", "alpha_hessian")
@@ -43,7 +43,7 @@ def measured_curvature(
         replace(central, radius=ALPHA_STEP * len(problem.alpha) ** 0.5).of(problem).val_alpha_hessian
     )
 
-    def checked(matvec: Matvec) -> Matvec:
+    def checked(matvec: MatVec) -> MatVec:
         def product(u: Tensor) -> Tensor:
             check()
             return matvec(u)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastnas.bilevel import (
     ends,
     method,
 )
+from fastnas.bilevel.problem import kept
 from fastnas.search.checkpoint import moving_tensors
 from fastnas.search.step import SearchStep
 from fastnas.supernet import Batch
@@ -149,14 +150,6 @@ def untouched(step: SearchStep) -> Iterator[None]:
                 tensor.copy_(saved[name])
 
 
-@contextmanager
-def kept_weights(step: SearchStep) -> Iterator[None]:
+def kept_weights(step: SearchStep) -> AbstractContextManager[object]:
     """For an estimator that moves the weights by itself."""
-    flat = step.net.weights.flat
-    saved = flat.clone() if step.method.moves_weights else None
-    try:
-        yield
-    finally:
-        if saved is not None:
-            with torch.no_grad():
-                flat.copy_(saved)
+    return kept(step.net.weights.flat) if step.method.moves_weights else nullcontext()

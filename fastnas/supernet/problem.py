@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.errors import FastnasError
+from fastnas.bilevel import _arguments as check
 from fastnas.supernet.arena import Arena, gradient_parts, joined
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, eagerly
@@ -79,26 +79,18 @@ class SupernetProblem:
 
     def train_hessian_product(self, u: Tensor) -> Tensor:
         """d2L1/dw2 u, (P,), exact, for u (P,)."""
-        self._check_like("train_hessian_product", "u", u, "w", self.w)
+        check.like("train_hessian_product", "u", u, "w", self.w)
         return self._product(self.train, self.net.weights, weights=u)
 
     def train_mixed_product(self, u: Tensor) -> Tensor:
         """d2L1/dalpha dw u, (H,), exact, for u (P,)."""
-        self._check_like("train_mixed_product", "u", u, "w", self.w)
+        check.like("train_mixed_product", "u", u, "w", self.w)
         return self._product(self.train, self.net.alphas, weights=u)
 
     def val_alpha_hessian_product(self, p: Tensor) -> Tensor:
         """d2L2/dalpha2 p, (H,), exact, for p (H,)."""
-        self._check_like("val_alpha_hessian_product", "p", p, "alpha", self.alpha)
+        check.like("val_alpha_hessian_product", "p", p, "alpha", self.alpha)
         return self._product(self.val, self.net.alphas, alphas=p)
-
-    def _check_like(self, where: str, name: str, value: object, model_name: str, model: Tensor) -> None:
-        wanted = f"a tensor like {model_name}: shape {tuple(model.shape)}, {model.dtype}, on {model.device}"
-        if not isinstance(value, Tensor):
-            raise FastnasError(f"{where}: {name} must be {wanted}; got {type(value).__name__}")
-        if (value.shape, value.dtype, value.device) != (model.shape, model.dtype, model.device):
-            got = f"shape {tuple(value.shape)}, {value.dtype}, on {value.device}"
-            raise FastnasError(f"{where}: {name} must be {wanted}; got {got}")
 
     def _product(
         self, batch: Batch, of: Arena, *, weights: Tensor | None = None, alphas: Tensor | None = None
