@@ -6,7 +6,7 @@ import torch
 from fastnas.bilevel import FunctionProblem, Products, TwiceDifferentiable, cg, idarts, t1_t2
 from fastnas.errors import FastnasError
 from tests.bilevel.networks import network
-from tests.bilevel.problems import Counted, OracleFailed, QuadraticProblem
+from tests.bilevel.problems import Counted, Cube, OracleFailed, QuadraticProblem
 
 EXACT = Products("exact", "exact")
 FORWARD = Products(scheme="forward")
@@ -103,17 +103,6 @@ class TestExact:
 
     def test_refuses_a_loss_whose_gradient_has_no_graph(self):
         """Autograd takes its second derivative for zero, without a word."""
-
-        class Cube(torch.autograd.Function):
-            @staticmethod
-            def forward(context, x):
-                context.save_for_backward(x)
-                return x**3
-
-            @staticmethod
-            @torch.autograd.function.once_differentiable
-            def backward(context, grad):
-                return 3 * grad * context.saved_tensors[0] ** 2
 
         problem = FunctionProblem(
             lambda w, a: Cube.apply(w).sum() + w @ a, lambda w, a: w.sum(), torch.ones(2), torch.ones(2)

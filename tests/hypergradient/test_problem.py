@@ -15,6 +15,7 @@ from fastnas.errors import FastnasError
 from fastnas.hypergradient import ModuleProblem
 from fastnas.ops import mixed_sum
 from fastnas.supernet.arena import Arena
+from tests.bilevel.problems import Cube
 from tests.hypergradient.networks import Setting, same_bits
 
 EXACT = Products("exact", "exact")
@@ -492,20 +493,6 @@ def test_a_loss_of_one_element_is_a_scalar():
     with ModuleProblem(lambda: (W * A.sum()).sum().view(1, 1), lambda: W.sum(), W, A) as problem:
         assert problem.train_grad_w().tolist() == [0, 0, 0]
         assert problem.train_mixed_product(torch.ones(3)).tolist() == [3, 3]
-
-
-class Cube(torch.autograd.Function):
-    """x^3, whose gradient has no graph."""
-
-    @staticmethod
-    def forward(context, x):
-        context.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(context, grad):
-        return 3 * grad * context.saved_tensors[0] ** 2
 
 
 @pytest.mark.parametrize(
