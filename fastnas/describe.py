@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import tyro
@@ -135,14 +136,15 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _space(config: DescribeConfig) -> Space:
-    channels, layers = config.channels, config.layers
-    sizes = {"classes": config.classes, "image_channels": config.image_channels}
+    sizes: dict[str, Any] = {
+        "channels": config.channels,
+        "layers": config.layers,
+        "classes": config.classes,
+        "image_channels": config.image_channels,
+    }
     if config.genotype is None:
-        return make_space(config.space, channels=channels, layers=layers, **sizes)
-    genotype = read_genotype(config.space, config.genotype)
-    if config.space == "darts":
-        channels, layers = (36 if channels is None else channels), (20 if layers is None else layers)
-    return make_network(config.space, genotype, channels=channels, layers=layers, **sizes)
+        return make_space(config.space, **sizes)
+    return make_network(config.space, read_genotype(config.space, config.genotype), **sizes)
 
 
 def _table(found: Description) -> str:

@@ -211,11 +211,11 @@ class SearchConfig:
         _check_combinations(options)
         small = options["dataset"] == "digits"
         found = family(options["space"])
-        darts = options["space"] == "darts"
+        sizes = found.small if small else found.search
         augment = default_augment(options["dataset"])
         defaults = {
-            "channels": 4 if small else found.channels,
-            "layers": (3 if darts else 1) if small else found.layers,
+            "channels": sizes.channels,
+            "layers": sizes.layers,
             "inner_steps": method(options["method"]).inner_steps,
             "epochs": 6 if small else 50,
             "crop_padding": augment.crop_padding,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -18,6 +18,13 @@ from fastnas.spaces.published import PUBLISHED
 AnyGenotype: TypeAlias = Genotype | CellString
 
 
+class Sizes(NamedTuple):
+    """How large a network of a space is."""
+
+    channels: int
+    layers: int
+
+
 @dataclass(frozen=True)
 class Family:
     """What a space name stands for.
@@ -26,8 +33,10 @@ class Family:
         supernet: (channels, layers, classes, image_channels) -> Space with architecture parameters.
         network: (genotype, channels, layers, classes, image_channels) -> Space without.
         derive: alphas by name -> genotype.
-        parse: text -> genotype.
-        channels, layers: the sizes that the papers search with.
+        genotype: class of its genotypes; its ``parse`` reads them from text.
+        search: channels and layers that the papers search with.
+        evaluation: channels and layers that they train a genotype's network with.
+        small: channels and layers of a search on images as small as digits.
         published: genotypes of papers by name.
     """
 
@@ -35,22 +44,34 @@ class Family:
     supernet: Callable[[int, int, int, int], Space]
     network: Callable[[Any, int, int, int, int], Space]
     derive: Callable[[Mapping[str, Tensor]], AnyGenotype]
-    parse: Callable[[str], AnyGenotype]
-    channels: int
-    layers: int
+    genotype: type[AnyGenotype]
+    search: Sizes
+    evaluation: Sizes
+    small: Sizes
     published: Mapping[str, AnyGenotype] = field(default_factory=dict)
 
 
 SPACES = {
-    "darts": Family("darts", darts.supernet, darts.network, darts.derive, Genotype.parse, 16, 8, PUBLISHED),
+    "darts": Family(
+        "darts",
+        darts.supernet,
+        darts.network,
+        darts.derive,
+        Genotype,
+        search=Sizes(16, 8),
+        evaluation=Sizes(36, 20),
+        small=Sizes(4, 3),
+        published=PUBLISHED,
+    ),
     "nasbench201": Family(
         "nasbench201",
         nasbench201.supernet,
         nasbench201.network,
         nasbench201.derive,
-        CellString.parse,
-        16,
-        5,
+        CellString,
+        search=Sizes(16, 5),
+        evaluation=Sizes(16, 5),
+        small=Sizes(4, 1),
     ),
 }
 
@@ -90,7 +111,7 @@ def make_space(
     (14, 8)
     """
     found = family(name)
-    return found.supernet(*_sizes(found, channels, layers, classes, image_channels))
+    return found.supernet(*_sizes(found, found.search, channels, layers, classes, image_channels))
 
 
 def make_network(
@@ -104,14 +125,17 @@ def make_network(
 ) -> Space:
     """The discrete network of ``genotype`` in the space ``name`` as data; arguments as in :func:`make_space`.
 
+    Sizes that are None are those that the papers train a genotype's network with.
+
     Raises:
         FastnasError: an unknown name, an impossible size, or a genotype of another space.
     """
     found = family(name)
-    expected = CellString if name == "nasbench201" else Genotype
-    if not isinstance(genotype, expected):
+    if not isinstance(genotype, found.genotype):
         raise FastnasError(f"the genotype {genotype} does not fit the space {name}")
-    return found.network(genotype, *_sizes(found, channels, layers, classes, image_channels))
+    return found.network(
+        genotype, *_sizes(found, found.evaluation, channels, layers, classes, image_channels)
+    )
 
 
 def read_genotype(space: str, source: str | Path) -> AnyGenotype:
@@ -145,7 +169,7 @@ def read_genotype(space: str, source: str | Path) -> AnyGenotype:
         except (OSError, UnicodeDecodeError) as error:
             raise FastnasError(f"genotype file {path}: cannot be read as text ({error})") from None
     try:
-        return found.parse(text)
+        return found.genotype.parse(text)
     except FastnasError as error:
         for other in SPACES.values():
             if other is not found and _fits(other, text):
@@ -164,18 +188,18 @@ def _is_file(path: Path) -> bool:
 
 def _fits(found: Family, text: str) -> bool:
     try:
-        found.parse(text)
+        found.genotype.parse(text)
     except FastnasError:
         return False
     return True
 
 
 def _sizes(
-    found: Family, channels: int | None, layers: int | None, classes: int, image_channels: int
+    found: Family, papers: Sizes, channels: int | None, layers: int | None, classes: int, image_channels: int
 ) -> tuple[int, int, int, int]:
     sizes = {
-        "channels": found.channels if channels is None else channels,
-        "layers": found.layers if layers is None else layers,
+        "channels": papers.channels if channels is None else channels,
+        "layers": papers.layers if layers is None else layers,
         "classes": classes,
         "image_channels": image_channels,
     }
