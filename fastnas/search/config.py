@@ -246,6 +246,12 @@ class SearchConfig:
         return [name for name in mine if name not in free and mine[name] != its[name]]
 
 
+def weight_dtype(name: str) -> torch.dtype:
+    """Of weights and alpha, for a ``--dtype``; bf16 is about activations alone."""
+    found: torch.dtype = torch.float32 if name == "bf16" else getattr(torch, name)
+    return found
+
+
 def _check_names(options: dict[str, Any]) -> None:
     family(options["space"])
     method(options["method"])
