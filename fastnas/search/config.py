@@ -213,6 +213,12 @@ class SearchConfig(Options):
         return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
 
 
+def weight_dtype(name: str) -> torch.dtype:
+    """Of weights and alpha, for a ``--dtype``; bf16 is about activations alone."""
+    found: torch.dtype = torch.float32 if name == "bf16" else getattr(torch, name)
+    return found
+
+
 def _check_names(options: dict[str, Any]) -> None:
     family(options["space"])
     method(options["method"])
