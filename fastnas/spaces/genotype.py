@@ -236,9 +236,7 @@ def call_fields(function: str, names: Sequence[str], text: str) -> dict[str, Any
         if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.Assign):
             return None
         call = body[0].value
-        if not (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function
-        ):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function):
             return None
         fields = dict(zip(names, call.args, strict=False))
         fields.update({keyword.arg or "": keyword.value for keyword in call.keywords})
@@ -265,7 +263,7 @@ def read_pairs(name: str, value: Any) -> tuple[Pair, ...]:
         pairs = [(op, source) for op, source in value]
     except (TypeError, ValueError):
         pairs = []
-    if not pairs or not all(isinstance(op, str) and _is_integer(source) for op, source in pairs):
+    if not pairs or not all(isinstance(op, str) and is_integer(source) for op, source in pairs):
         raise FastnasError(
             f"genotype: {name} must be a list of (primitive, state) pairs, got {shorten(value)}"
         )
@@ -277,13 +275,14 @@ def read_integers(name: str, value: Any) -> tuple[int, ...]:
     if (
         not isinstance(value, Iterable)
         or isinstance(value, str)
-        or not all(map(_is_integer, value := list(value)))
+        or not all(map(is_integer, value := list(value)))
     ):
         raise FastnasError(f"genotype: {name} must be a list of states, got {shorten(value)}")
     return tuple(value)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether ``value``, which came from a file, is a whole number, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
