@@ -158,6 +158,9 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    table: Path | None = None
+    """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
+    epoch's cell and what the best one has more. The search itself stays the same to the bit."""
     resume: Path | None = None
     """Go on with the run in this folder, to the same end as if it had never stopped. (Bare, it means --out's.)"""
 
@@ -226,8 +229,9 @@ class SearchConfig:
         for name, value in defaults.items():
             if options[name] is None:
                 options[name] = value
-        if options["data"] is not None:
-            options["data"] = str(Path(options["data"]).expanduser().absolute())
+        for name in ("data", "table"):
+            if options[name] is not None:
+                options[name] = str(Path(options[name]).expanduser().absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
@@ -240,7 +244,7 @@ class SearchConfig:
     def differences(self, other: SearchConfig) -> list[str]:
         """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
         mine, its = self.to_options(), other.to_options()
-        free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every"}
+        free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every", "table"}
         if not mine["early_stop"]:
             free.add("spectrum_every")
         return [name for name in mine if name not in free and mine[name] != its[name]]

@@ -31,9 +31,11 @@ from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
+from fastnas.search.table import open_table, table_entries, table_shown
 from fastnas.spaces import family, make_space
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, build_supernet, cuda_graphs
+from fastnas.tables import Table
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
+    table = open_table(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
         device = device_of(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
+        search.table = table
         measured = _measured(search, folder, progress)
         interrupt.defer()
         done: int = 0
@@ -150,6 +154,7 @@ class Search:
 
     def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
         self.config, self.device, self.interrupt = config, device, interrupt
+        self.table: Table | None = None  # run_search opens it
         images, seed = config.images, config.run.seed
         dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
         weight_split, alpha_split = split(dataset, images.train_portion, limit=images.images, seed=seed)
@@ -264,7 +269,7 @@ class Search:
         every = self.config.hypergradient.audit_every
         if every:
             row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
-        return row | self._curvature(epoch)
+        return row | self._curvature(epoch) | table_entries(self.table, genotype)
 
     def _curvature(self, epoch: int) -> dict[str, Any]:
         """The curvature after ``epoch``, None where it is not measured, nothing if it never is.
@@ -435,5 +440,6 @@ def _line(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
         f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s{audit_line(row)}"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
+        f"{audit_line(row)}{table_shown(row)}"
     )

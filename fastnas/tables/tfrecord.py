@@ -22,9 +22,9 @@ _BATCH = 4096  # records whose checksums are computed side by side
 
 
 def _table() -> np.ndarray:
-    entries = np.arange(256, dtype=np.uint32)
+    entries: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        entries = (entries >> 1) ^ np.where(entries & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+        entries = (entries >> 1) ^ (entries & 1) * np.uint32(_POLYNOMIAL)
     return entries
 
 
@@ -86,8 +86,12 @@ def records(path: Path, progress: Callable[[int], object] | None = None) -> Iter
         raise FastnasError(f"{path}: the file is empty") from None
 
 
-def _batch(path: Path, memory: mmap.mmap, place: int) -> tuple[list[bytes], list[bytes], list[tuple[int, int]], int]:
-    heads, contents, sums = [], [], []
+def _batch(
+    path: Path, memory: mmap.mmap, place: int
+) -> tuple[list[bytes], list[bytes], list[tuple[int, int]], int]:
+    heads: list[bytes] = []
+    contents: list[bytes] = []
+    sums: list[tuple[int, int]] = []
     while place < len(memory) and len(contents) < _BATCH:
         head = memory[place : place + 12]
         if len(head) == 12:
@@ -116,8 +120,8 @@ def _check(path: Path, pieces: list[bytes], sums: list[int], begin: int) -> None
 def fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of a Protocol Buffers message in their order: (number, value).
 
-    A value is an int (varint), a float (64 bits, taken as double), or bytes (text, bytes or a message); 32-bit values are
-    left as bytes.
+    A value is an int (varint), a float (64 bits, taken as double), or bytes (text, bytes or a message); 32-bit values
+    are left as bytes.
 
     Raises:
         ValueError: it is no such message.
