@@ -8,7 +8,7 @@ from pathlib import Path
 from fastnas._command import clear_errors, flag_value
 from fastnas.errors import FastnasError
 from fastnas.search import SearchConfig, read_config, run_search
-from fastnas.search.table import open_table, ranks
+from fastnas.search.table import ranks
 
 DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
 small DARTS supernet. Prints the genotype it found and where the run is."""
@@ -30,9 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     result = run_search(config)
     print(f"\ngenotype: {result.genotype}")
-    table = open_table(result.config)
-    if table is not None:
-        print(ranks(table, result.genotype))
+    if result.table is not None:
+        print(ranks(result.table, result.genotype))
     print(f"run:      {result.out}")
 
 

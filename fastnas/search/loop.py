@@ -49,6 +49,7 @@ class SearchResult:
         out: the run's folder.
         config: the configuration, every default filled in.
         stop: where and why an early stop ended the search; None: none did.
+        table: what ``--table`` named.
     """
 
     genotype: AnyGenotype
@@ -57,6 +58,7 @@ class SearchResult:
     out: Path
     config: SearchConfig
     stop: Stop | None = None
+    table: Table | None = None
 
 
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
@@ -99,7 +101,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
                 f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
                 f"{folder.resume_command()}"
             ) from None
-    return SearchResult(genotype, alphas, rows, folder.path, config, stop)
+    return SearchResult(genotype, alphas, rows, folder.path, config, stop, table)
 
 
 def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:

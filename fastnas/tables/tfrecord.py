@@ -69,21 +69,20 @@ def records(path: Path, progress: Callable[[int], object] | None = None) -> Iter
     Raises:
         FastnasError: the file is missing, empty, cut short, or a checksum is wrong.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            end = 0
-            while end < len(memory):
-                begin = end
-                heads, contents, sums, end = _batch(path, memory, begin)
-                _check(path, heads, [pair[0] for pair in sums], begin)
-                _check(path, contents, [pair[1] for pair in sums], begin)
-                yield from contents
-                if progress:
-                    progress(end)
-    except FileNotFoundError:
-        raise FastnasError(f"{path}: no such file") from None
-    except ValueError:  # what mmap says of an empty file
-        raise FastnasError(f"{path}: the file is empty") from None
+    if not path.is_file():
+        raise FastnasError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise FastnasError(f"{path}: the file is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        end = 0
+        while end < len(memory):
+            begin = end
+            heads, contents, sums, end = _batch(path, memory, begin)
+            _check(path, heads, [pair[0] for pair in sums], begin)
+            _check(path, contents, [pair[1] for pair in sums], begin)
+            yield from contents
+            if progress:
+                progress(end)
 
 
 def _batch(
