@@ -158,6 +158,9 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    table: Path | None = None
+    """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
+    epoch's cell and what the best one has more. The search itself stays the same to the bit."""
     resume: Path | None = None
     """Go on with the run in this folder, to the same end as if it had never stopped. (Bare, it means --out's.)"""
 
@@ -200,8 +203,9 @@ class SearchConfig(Options):
         for name, value in defaults.items():
             if options[name] is None:
                 options[name] = value
-        if options["data"] is not None:
-            options["data"] = str(Path(options["data"]).expanduser().absolute())
+        for name in ("data", "table"):
+            if options[name] is not None:
+                options[name] = str(Path(options[name]).expanduser().absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
@@ -213,7 +217,7 @@ class SearchConfig(Options):
 
     def free(self) -> frozenset[str]:
         """Names of the fields that do not change the search's numbers."""
-        more = {"graphs", "recompute", "audit_every"}
+        more = {"graphs", "recompute", "audit_every", "table"}
         return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
 
 

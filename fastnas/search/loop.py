@@ -29,10 +29,12 @@ from fastnas.search.folder import RunFolder
 from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
+from fastnas.search.table import open_table, table_entries, table_shown
 from fastnas.search.task import Task, make_task
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, cuda_graphs
+from fastnas.tables import Table
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class SearchResult:
         out: the run's folder.
         config: the configuration, every default filled in.
         stop: where and why an early stop ended the search; None: none did.
+        table: what ``--table`` named.
     """
 
     genotype: AnyGenotype
@@ -54,6 +57,7 @@ class SearchResult:
     out: Path
     config: SearchConfig
     stop: Stop | None = None
+    table: Table | None = None
 
 
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
@@ -68,12 +72,14 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
+    table = open_table(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
         device = device_of(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
+        search.table = table
         measured = _measured(search, folder, progress)
         interrupt.defer()
         done: int = 0
@@ -94,7 +100,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
                 f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
                 f"{folder.resume_command()}"
             ) from None
-    return SearchResult(genotype, alphas, rows, folder.path, config, stop)
+    return SearchResult(genotype, alphas, rows, folder.path, config, stop, table)
 
 
 def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
@@ -149,6 +155,7 @@ class Search:
 
     def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
         self.config, self.device, self.interrupt = config, device, interrupt
+        self.table: Table | None = None  # run_search opens it
         self.task = make_task(config, device)
         self.train, self.val = self.task.train, self.task.val
         self.inner_steps = config.hypergradient.inner_steps or 1
@@ -233,7 +240,7 @@ class Search:
         every = self.config.hypergradient.audit_every
         if every:
             row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
-        return row | self._curvature(epoch)
+        return row | self._curvature(epoch) | table_entries(self.table, genotype)
 
     def _curvature(self, epoch: int) -> dict[str, Any]:
         """The curvature after ``epoch``, None where it is not measured, nothing if it never is.
@@ -387,5 +394,6 @@ def _line(row: dict[str, Any], epochs: int, task: Task) -> str:
     return (
         f"epoch {row['epoch']}/{epochs}  {task.line(row)}  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s{audit_line(row)}"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
+        f"{audit_line(row)}{table_shown(row)}"
     )

@@ -55,7 +55,9 @@ class Archive:
             FastnasError: it is missing, damaged, of another type or shape.
         """
         if name not in self:
-            raise FastnasError(f"table {self.path}: the array {name!r} is missing; is it a table of this space?")
+            raise FastnasError(
+                f"table {self.path}: the array {name!r} is missing; is it a table of this space?"
+            )
         found = read_array(self.path, self._archive, name, kinds, _KINDS[kinds])
         if len(found.shape) != len(shape) or any(
             n not in (None, m) for n, m in zip(shape, found.shape, strict=True)
@@ -74,7 +76,9 @@ class Archive:
             good |= np.isnan(found)
         if not good.all():
             value = found[~good].flat[0]
-            raise FastnasError(f"table {self.path}: {name} must lie between {low:g} and {high:g}, got {value}")
+            raise FastnasError(
+                f"table {self.path}: {name} must lie between {low:g} and {high:g}, got {value}"
+            )
         return found
 
     def integers(self, name: str, shape: tuple[int | None, ...], low: int, high: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """NAS-Bench-101 (Ying et al. 2019): 423,624 cells, each trained three times on CIFAR-10.
 
-A cell is found by the benchmark's own hash of its graph, which is the same for isomorphic cells. Accuracies are in percent.
+A cell is found by the benchmark's own hash of its graph, the same for isomorphic cells. Accuracies are in percent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from fastnas.errors import FastnasError
 from fastnas.spaces import CellMatrix
 from fastnas.tables.arrays import Archive, write_arrays
-from fastnas.tables.standing import Ranking, Standing
+from fastnas.tables.standing import Ranking, Standing, rounded
 
 # The benchmark's order: its hashes depend on these numbers.
 OPERATIONS = ("conv3x3-bn-relu", "conv1x1-bn-relu", "maxpool3x3")
@@ -74,8 +74,8 @@ class Nasbench101Row:
 def cell_hash(cell: CellMatrix) -> str:
     """The benchmark's hash of the pruned cell, as in its graph_util.py (Ying et al. 2019, section 2.2): 32 digits.
 
-    Each vertex begins with (edges out, edges in, operation) and takes in its neighbours' hashes as many times as there are
-    vertices; the sorted hashes of all are the cell's.
+    Each vertex begins with (edges out, edges in, operation) and takes in its neighbours' hashes, as many times as there
+    are vertices; the sorted hashes of all are the cell's.
     """
     pruned = cell.pruned()
     labels = [_INPUT, *(OPERATIONS.index(operation) for operation in pruned.operations[1:-1]), _OUTPUT]
@@ -120,6 +120,9 @@ class Nasbench101Table:
         arrays: by name, as in a table's file (docs/tables.md).
     """
 
+    title = "NAS-Bench-101"
+    datasets = ("cifar10",)
+
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._arrays = arrays
         self.epochs: tuple[int, ...] = tuple(int(e) for e in arrays["epochs"])
@@ -140,7 +143,9 @@ class Nasbench101Table:
         with Archive(path) as archive:
             names = archive.array("op_names", "US", (len(OPERATIONS),)).astype(str).tolist()
             if tuple(names) != OPERATIONS:
-                raise FastnasError(f"table {path}: op_names must be {', '.join(OPERATIONS)}, got {', '.join(names)}")
+                raise FastnasError(
+                    f"table {path}: op_names must be {', '.join(OPERATIONS)}, got {', '.join(names)}"
+                )
             epochs = archive.integers("epochs", (None,), min(EPOCHS), max(EPOCHS))
             hashes = archive.integers("hashes", (None, 16), 0, 255).astype(np.uint8)
             cells = len(hashes)
@@ -176,7 +181,9 @@ class Nasbench101Table:
             FastnasError: the table does not have it.
         """
         key = np.frombuffer(bytes.fromhex(cell_hash(cell)), ">u8")
-        first, last = (int(np.searchsorted(self._keys[:, 0], key[0], side=side)) for side in ("left", "right"))
+        first, last = (
+            int(np.searchsorted(self._keys[:, 0], key[0], side=side)) for side in ("left", "right")
+        )
         for index in range(first, last):
             if self._keys[index, 1] == key[1]:
                 return index
@@ -222,17 +229,17 @@ class Nasbench101Table:
         return Nasbench101Training(
             val=self._rankings["val", place].standing(index),
             test=self._rankings["test", place].standing(index),
-            train=float(runs["train"].mean(dtype=np.float64)),
-            val_runs=tuple(runs["val"].tolist()),
-            test_runs=tuple(runs["test"].tolist()),
-            train_seconds=float(runs["seconds"].mean(dtype=np.float64)),
+            train=rounded(runs["train"].mean(dtype=np.float64)),
+            val_runs=tuple(map(rounded, runs["val"])),
+            test_runs=tuple(map(rounded, runs["test"])),
+            train_seconds=rounded(runs["seconds"].mean(dtype=np.float64)),
         )
 
 
 def pack_cell(cell: CellMatrix) -> tuple[int, list[int]]:
     """A cell as two fields of the compact file: a bit an edge, and the operations from 1 on, 0 beyond the last.
 
-    Bits are in the order of the rows of a 7 x 7 matrix above its diagonal; the output is the vertex after the last operation.
+    Bits are in the order of the rows of a 7 x 7 matrix above its diagonal; the output comes after the last operation.
     """
     size = len(cell.matrix)
     edges = sum(

@@ -17,7 +17,7 @@ from fastnas.errors import FastnasError
 from fastnas.spaces import CellString
 from fastnas.spaces.genotype import NASBENCH201_PRIMITIVES
 from fastnas.tables.arrays import Archive, write_arrays
-from fastnas.tables.standing import DATASETS, SPLITS, Ranking, Standing
+from fastnas.tables.standing import DATASETS, SPLITS, Ranking, Standing, rounded
 
 EDGES = 6
 CELLS = len(NASBENCH201_PRIMITIVES) ** EDGES  # 15,625
@@ -70,9 +70,7 @@ class Nasbench201Row:
     @property
     def standings(self) -> dict[str, dict[str, Standing]]:
         """By data set and split ("val", "test")."""
-        return {
-            name: {"val": result.val, "test": result.test} for name, result in self.results.items()
-        }
+        return {name: {"val": result.val, "test": result.test} for name, result in self.results.items()}
 
 
 class Nasbench201Table:
@@ -84,6 +82,8 @@ class Nasbench201Table:
         columns: the arrays of a table's file by name, (15625,) each (docs/tables.md).
     """
 
+    title = "NAS-Bench-201"
+    datasets = tuple(DATASETS)
     cells = CELLS
 
     def __init__(self, ops: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
@@ -157,16 +157,20 @@ class Nasbench201Table:
 
     @cached_property
     def _rankings(self) -> dict[tuple[str, str], Ranking]:
-        return {(data, split): Ranking(self._columns[f"{data}_{split}200"]) for data in DATASETS for split in SPLITS}
+        return {
+            (data, split): Ranking(self._columns[f"{data}_{split}200"])
+            for data in DATASETS
+            for split in SPLITS
+        }
 
     def _result(self, data: str, index: int) -> Nasbench201Result:
-        column = {name: values[index].item() for name, values in self._columns.items()}
+        column = {name: rounded(values[index]) for name, values in self._columns.items()}
         return Nasbench201Result(
             val=self._rankings[data, "val"].standing(index),
             test=self._rankings[data, "test"].standing(index),
             val12=column[f"{data}_val12"],
             test12=column[f"{data}_test12"],
-            parameters=column[f"{data}_params"],
+            parameters=int(column[f"{data}_params"]),
             mflops=column[f"{data}_mflops"],
             train_seconds=column[TRAINING_TIME[data]],
         )

@@ -138,7 +138,10 @@ def _numbers(where: str, info: Any) -> dict[str, float]:
         training = next((info[name] for name in names if isinstance(info, dict) and name in info), None)
         runs = _runs(where, training)
         for column, (trained_on, evaluated_on) in _ACCURACIES.items():
-            values = [_number(run, "eval_acc1es", f"{evaluated_on}@{epochs - 1}") for run in runs.get(trained_on, [])]
+            values = [
+                _number(run, "eval_acc1es", f"{evaluated_on}@{epochs - 1}")
+                for run in runs.get(trained_on, [])
+            ]
             row[f"{column}{epochs}"] = _mean(values)
         if epochs == 200:
             row |= _costs(where, runs)
@@ -165,7 +168,9 @@ def _runs(where: str, training: Any) -> dict[str, list[dict[str, Any]]]:
         raise FastnasError(f"{where} lacks the results of a training; is the file complete?")
     runs: dict[str, list[dict[str, Any]]] = {}
     for key, run in results.items():
-        if not (isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str) and isinstance(run, dict)):
+        if not (
+            isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str) and isinstance(run, dict)
+        ):
             raise FastnasError(f"{where}: a training run is called {key!r}, and not by data set and seed")
         runs.setdefault(key[0], []).append(run)
     return runs

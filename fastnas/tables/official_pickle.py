@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastnas.data.plain_pickle import ANSWERS, Answer, Dtype, PlainUnpickler, Refused
 from fastnas.errors import FastnasError
@@ -41,17 +41,22 @@ _SKIPPED = Skipped()
 
 def _scalar(dtype: object, raw: object = None) -> float:
     """A NumPy number as a Python one."""
-    if not isinstance(dtype, Dtype) or dtype.kind not in _NUMBERS or dtype.byte_order not in ("<", ">", "=", "|"):
+    if (
+        not isinstance(dtype, Dtype)
+        or dtype.kind not in _NUMBERS
+        or dtype.byte_order not in ("<", ">", "=", "|")
+    ):
         raise pickle.UnpicklingError("a NumPy scalar that is no plain number")
     order = dtype.byte_order if dtype.byte_order in "<>" else "="
     return struct.unpack(order + _NUMBERS[dtype.kind], raw)[0]  # type: ignore[arg-type]
 
 
+_STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _TORCH_NAMES = (
     ("torch._utils", "_rebuild_tensor"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"),
-    *(("torch", f"{kind}Storage") for kind in ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "Bool")),
+    *(("torch", f"{kind}Storage") for kind in _STORAGES),
 )
 _OFFICIAL_ANSWERS: dict[tuple[str, str], object] = {
     **ANSWERS,
@@ -75,7 +80,7 @@ class _Memo(list):
 
 class _StreamedUnpickler(PlainUnpickler):
     answers = _OFFICIAL_ANSWERS
-    dispatch = dict(PlainUnpickler.dispatch)
+    dispatch: ClassVar[dict[int, Any]] = dict(PlainUnpickler.dispatch)
 
     def __init__(self, stream: Any, entries: Filter, tick: Callable[[], object]) -> None:
         super().__init__(stream, fix_imports=False, encoding="bytes")
@@ -118,7 +123,9 @@ class _StreamedUnpickler(PlainUnpickler):
     dispatch[pickle.SHORT_BINUNICODE[0]] = load_short_text
 
 
-def stream_dict(path: Path, entries: Filter, progress: Callable[[int], object] | None = None) -> dict[Any, Any]:
+def stream_dict(
+    path: Path, entries: Filter, progress: Callable[[int], object] | None = None
+) -> dict[Any, Any]:
     """The dictionary in a file of torch.save or in a pickle compressed by bzip2, as plain containers and numbers.
 
     Args:
@@ -140,13 +147,15 @@ def stream_dict(path: Path, entries: Filter, progress: Callable[[int], object] |
         raise
     except Refused as refusal:
         raise FastnasError(
-            f"{path}: refused, because the pickle asks for {refusal}, and a benchmark may hold plain containers, numbers "
-            "and tensors only"
+            f"{path}: refused, because the pickle asks for {refusal}, and a benchmark may hold plain containers, "
+            "numbers and tensors only"
         ) from None
     except FileNotFoundError:
         raise FastnasError(f"{path}: no such file") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise FastnasError(f"{path}: not a readable benchmark file ({type(error).__name__}: {error})") from None
+        raise FastnasError(
+            f"{path}: not a readable benchmark file ({type(error).__name__}: {error})"
+        ) from None
     if not isinstance(content, dict):
         raise FastnasError(f"{path}: expected a dictionary, found a {type(content).__name__}")
     return content

@@ -15,7 +15,7 @@ class Standing:
     """One accuracy of a cell among those of all cells of its table.
 
     Attributes:
-        accuracy: in percent, the mean of the table's training runs.
+        accuracy: in percent, the mean of the table's training runs; to four decimals, as the regret.
         rank: 1 is the best; cells of the same accuracy have the same rank.
         regret: the best accuracy of the table on this split minus this one, in percentage points.
     """
@@ -23,6 +23,11 @@ class Standing:
     accuracy: float
     rank: int
     regret: float
+
+
+def rounded(value: float) -> float:
+    """A number of a table, whose float32 has seven digits, to four decimals."""
+    return round(float(value), 4)
 
 
 class Ranking:
@@ -41,9 +46,9 @@ class Ranking:
 
     def standing(self, index: int) -> Standing:
         """The standing of cell ``index``."""
-        accuracy = self._accuracies[index]
+        accuracy, best = self._accuracies[index], -self._descending[0]
         rank = int(np.searchsorted(self._descending, -accuracy)) + 1
-        return Standing(float(accuracy), rank, float(-self._descending[0]) - float(accuracy))
+        return Standing(rounded(accuracy), rank, rounded(float(best) - float(accuracy)))
 
     def top(self, count: int) -> list[int]:
         """The ``count`` best cells, best first; of equal ones that with the lower index."""

@@ -22,9 +22,9 @@ _BATCH = 4096  # records whose checksums are computed side by side
 
 
 def _table() -> np.ndarray:
-    entries = np.arange(256, dtype=np.uint32)
+    entries: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        entries = (entries >> 1) ^ np.where(entries & 1, np.uint32(_POLYNOMIAL), np.uint32(0))
+        entries = (entries >> 1) ^ (entries & 1) * np.uint32(_POLYNOMIAL)
     return entries
 
 
@@ -69,25 +69,28 @@ def records(path: Path, progress: Callable[[int], object] | None = None) -> Iter
     Raises:
         FastnasError: the file is missing, empty, cut short, or a checksum is wrong.
     """
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-            end = 0
-            while end < len(memory):
-                begin = end
-                heads, contents, sums, end = _batch(path, memory, begin)
-                _check(path, heads, [pair[0] for pair in sums], begin)
-                _check(path, contents, [pair[1] for pair in sums], begin)
-                yield from contents
-                if progress:
-                    progress(end)
-    except FileNotFoundError:
-        raise FastnasError(f"{path}: no such file") from None
-    except ValueError:  # what mmap says of an empty file
-        raise FastnasError(f"{path}: the file is empty") from None
+    if not path.is_file():
+        raise FastnasError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise FastnasError(f"{path}: the file is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        end = 0
+        while end < len(memory):
+            begin = end
+            heads, contents, sums, end = _batch(path, memory, begin)
+            _check(path, heads, [pair[0] for pair in sums], begin)
+            _check(path, contents, [pair[1] for pair in sums], begin)
+            yield from contents
+            if progress:
+                progress(end)
 
 
-def _batch(path: Path, memory: mmap.mmap, place: int) -> tuple[list[bytes], list[bytes], list[tuple[int, int]], int]:
-    heads, contents, sums = [], [], []
+def _batch(
+    path: Path, memory: mmap.mmap, place: int
+) -> tuple[list[bytes], list[bytes], list[tuple[int, int]], int]:
+    heads: list[bytes] = []
+    contents: list[bytes] = []
+    sums: list[tuple[int, int]] = []
     while place < len(memory) and len(contents) < _BATCH:
         head = memory[place : place + 12]
         if len(head) == 12:
@@ -116,8 +119,8 @@ def _check(path: Path, pieces: list[bytes], sums: list[int], begin: int) -> None
 def fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """The fields of a Protocol Buffers message in their order: (number, value).
 
-    A value is an int (varint), a float (64 bits, taken as double), or bytes (text, bytes or a message); 32-bit values are
-    left as bytes.
+    A value is an int (varint), a float (64 bits, taken as double), or bytes (text, bytes or a message); 32-bit values
+    are left as bytes.
 
     Raises:
         ValueError: it is no such message.

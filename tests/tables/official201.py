@@ -54,7 +54,11 @@ def benchmark(names=("less", "full"), cells=CELLS):
                 "clear_net_done": True,
             }
         infos[index] = trainings
-        for data, column in (("cifar10", "cifar10"), ("cifar100", "cifar100"), ("ImageNet16-120", "imagenet16")):
+        for data, column in (
+            ("cifar10", "cifar10"),
+            ("cifar100", "cifar100"),
+            ("ImageNet16-120", "imagenet16"),
+        ):
             run = next(run for key, run in trainings[names[1]]["all_results"].items() if key[0] == data)
             columns.setdefault(f"{column}_params", []).append(round(1e6 * float(run["params"])))
             columns.setdefault(f"{column}_mflops", []).append(run["flop"])
@@ -73,7 +77,8 @@ def benchmark(names=("less", "full"), cells=CELLS):
 def _run(draw, arch, data, sets, seed, epochs):
     keys = [f"{name}@{epoch}" for name in sets for epoch in range(epochs)]
     by_epoch = [{epoch: float(draw.uniform(0, 100)) for epoch in range(epochs)} for _ in range(3)]
-    parameters = 73306 + 28000 * arch.count("nor_conv_1x1") + (0, 5850, 7150)[list(SETS).index(data) - 1 if data[:7] != "cifar10" else 0]
+    head = {"cifar100": 5850, "ImageNet16-120": 7150}.get(data, 0)
+    parameters = 73306 + head + 28000 * arch.count("nor_conv_1x1")
     return {
         "name": data,
         "net_state_dict": None,
