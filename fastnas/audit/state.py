@@ -15,10 +15,10 @@ from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
 from fastnas.bilevel.problem import kept
 from fastnas.errors import FastnasError
+from fastnas.runs.interrupt import Interrupt
 from fastnas.search.checkpoint import load_checkpoint, read_config
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
-from fastnas.search.interrupt import Interrupt
 from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
 from fastnas.supernet import Batch, SupernetProblem, smooth_twin
 

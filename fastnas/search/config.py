@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +12,7 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
+from fastnas.runs.options import Bounds, Options, check_bounds, check_choices
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.supernet import BACKENDS
@@ -163,7 +160,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Options):
     """A search, whole. Every field of the groups is a flag and a keyword of ``fastnas.search``."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -172,33 +169,6 @@ class SearchConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     run: RunConfig = field(default_factory=RunConfig)
-
-    @classmethod
-    def from_options(cls, options: dict[str, Any]) -> SearchConfig:
-        """From flat keywords.
-
-        Raises:
-            FastnasError: an unknown keyword or a value of another type.
-        """
-        rest = dict(options)
-        groups: dict[str, Any] = {}
-        for group in dataclasses.fields(cls):
-            group_class = group.default_factory
-            assert isinstance(group_class, type)
-            hints = typing.get_type_hints(group_class)
-            names = [f.name for f in dataclasses.fields(group_class) if f.name in rest]
-            groups[group.name] = group_class(**{n: _typed(n, rest.pop(n), hints[n]) for n in names})
-        if rest:
-            known = ", ".join(sorted(cls().to_options()))
-            raise FastnasError(f"unknown option {next(iter(rest))!r}; known are {known}")
-        return cls(**groups)
-
-    def to_options(self) -> dict[str, Any]:
-        """Flat keywords, plain values: what config.json holds and :meth:`from_options` reads."""
-        flat: dict[str, Any] = {}
-        for group in dataclasses.fields(self):
-            flat.update(dataclasses.asdict(getattr(self, group.name)))
-        return {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
 
     def resolved(self) -> SearchConfig:
         """The same with every default that depends on another field filled in, checked.
@@ -237,13 +207,10 @@ class SearchConfig:
         d = self.images
         return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
 
-    def differences(self, other: SearchConfig) -> list[str]:
-        """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
-        mine, its = self.to_options(), other.to_options()
-        free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every"}
-        if not mine["early_stop"]:
-            free.add("spectrum_every")
-        return [name for name in mine if name not in free and mine[name] != its[name]]
+    def free(self) -> frozenset[str]:
+        """Names of the fields that do not change the search's numbers."""
+        more = {"graphs", "recompute", "audit_every"}
+        return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
 
 
 def weight_dtype(name: str) -> torch.dtype:
@@ -264,14 +231,10 @@ def _check_names(options: dict[str, Any]) -> None:
         "mixed_product": WAYS,
         "difference_scheme": SCHEMES,
     }
-    for name, known in choices.items():
-        if options[name] not in known:
-            flag = name.replace("_", "-")
-            raise FastnasError(f"unknown {flag} {options[name]!r}; known are {', '.join(known)}")
+    check_choices(options, choices)
 
 
-# name -> (lowest value, whether that value itself is allowed)
-_BOUNDS: dict[str, tuple[float, bool]] = {
+_BOUNDS: Bounds = {
     "channels": (1, True),
     "layers": (1, True),
     "images": (2, True),
@@ -318,13 +281,7 @@ def _check_combinations(options: dict[str, Any]) -> None:
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    for name, (low, inclusive) in _BOUNDS.items():
-        value = options[name]
-        if value is None or value == "auto":
-            continue
-        if not math.isfinite(value) or value < low or (value == low and not inclusive):
-            bound = "at least" if inclusive else "a finite number greater than"
-            raise FastnasError(f"--{name.replace('_', '-')} must be {bound} {low:g}, got {value}")
+    check_bounds(options, _BOUNDS)
     if not options["train_portion"] < 1:
         raise FastnasError(
             f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"
@@ -350,23 +307,3 @@ def _check_early_stop(options: dict[str, Any]) -> None:
             f"--early-stop with --spectrum-every {every} decides after epoch {earliest} at the earliest, but --epochs "
             f"is {options['epochs']}; take more epochs, or leave it out"
         )
-
-
-_UNIONS = (types.UnionType, typing.Union)  # of classes, and of whatever else
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type: exact, but for int -> float and str -> Path."""
-    allowed = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    if type(value) in allowed or (value is None and type(None) in allowed):
-        return value
-    words = [word for t in allowed if typing.get_origin(t) is Literal for word in typing.get_args(t)]
-    if value in words:
-        return value
-    if Path in allowed and isinstance(value, str | Path):
-        return Path(value)
-    if float in allowed and type(value) is int:
-        return float(value)
-    types_ = [t for t in allowed if typing.get_origin(t) is not Literal]
-    expected = " or ".join([*("None" if t is type(None) else t.__name__ for t in types_), *words])
-    raise FastnasError(f"option {name} must be {expected}, got {value!r}")

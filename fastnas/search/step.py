@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, InnerSgd, Inspected, Method, Trajectory, Watch
-from fastnas.search.optimiser import Adam, Sgd
+from fastnas.runs.optimiser import Adam, Sgd
 from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, narrow, pinned
 from fastnas.supernet.graphs import WARM_UP
 

@@ -1,20 +1,37 @@
 """Search spaces as data, and the genotypes that a search in them ends with."""
 
-from fastnas.spaces.description import Alpha, Cell, Edge, Head, Input, Residual, Space, Stem
+from fastnas.spaces.description import (
+    Alpha,
+    Cell,
+    Edge,
+    Head,
+    Input,
+    MatrixCell,
+    Mixing,
+    Pool,
+    Residual,
+    Space,
+    Stem,
+)
 from fastnas.spaces.drawing import to_dot
 from fastnas.spaces.family import SPACES, Family, family, make_network, make_space, read_genotype
 from fastnas.spaces.genotype import CellString, Genotype
+from fastnas.spaces.nasbench101 import CellMatrix
 
 __all__ = [
     "SPACES",
     "Alpha",
     "Cell",
+    "CellMatrix",
     "CellString",
     "Edge",
     "Family",
     "Genotype",
     "Head",
     "Input",
+    "MatrixCell",
+    "Mixing",
+    "Pool",
     "Residual",
     "Space",
     "Stem",

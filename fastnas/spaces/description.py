@@ -2,7 +2,7 @@
 
 A :class:`Space` is a list of stages, each reading the output of earlier ones by index:
 
-``Stem`` -> (``Cell`` | ``Residual``)... -> ``Head``
+``Stem`` -> (``Cell`` | ``MatrixCell`` | ``Residual`` | ``Pool``)... -> ``Head``
 
 The same description serves a supernet (several primitives an edge, mixed by architecture parameters) and the
 discrete network of a genotype (one primitive an edge, no architecture parameters).
@@ -14,17 +14,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Preprocess: TypeAlias = Literal["identity", "relu_conv_bn", "factorized_reduce"]
+Preprocess: TypeAlias = Literal["identity", "relu_conv_bn", "factorized_reduce", "conv_bn_relu"]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """What weighs an edge's primitives: primitive k by ``softmax(alpha)[row, column + k]``, the softmax over the columns.
+
+    Edges may share a row: one of several sources is chosen where each is a column, and its edge has one primitive.
+    """
+
+    alpha: str
+    row: int
+    column: int = 0
 
 
 @dataclass(frozen=True)
 class Edge:
-    """From state ``source`` to state ``target`` of a cell, with the primitives that may sit on it."""
+    """From state ``source`` to state ``target`` of a cell, with the primitives that may sit on it.
+
+    ``mixing`` says what weighs them; None: a row of the cell's ``alpha``, or nothing if it has none.
+    """
 
     source: int
     target: int
     primitives: tuple[str, ...]
     stride: int = 1
+    mixing: Mixing | None = None
 
 
 @dataclass(frozen=True)
@@ -37,10 +53,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Stem:
-    """3x3 convolution of the image to ``channels``, BatchNorm."""
+    """3x3 convolution of the image to ``channels``, BatchNorm, and ReLU if ``rectified``."""
 
     channels: int
     kind: str = "stem"
+    rectified: bool = False
 
     @property
     def out_channels(self) -> int:
@@ -52,9 +69,10 @@ class Cell:
     """States 0..len(inputs)-1 are the inputs; every further state is the sum of the edges that enter it.
 
     ``output`` lists the states that are concatenated along the channels. ``alpha`` names the architecture
-    parameter whose row i weighs the primitives of edge i (None in a discrete network: every edge weighs 1).
+    parameter whose row i weighs the primitives of edge i, unless the edge says otherwise; what nothing weighs counts
+    once, as everything in a discrete network.
     ``affine`` and ``normalise_pools`` are the two things in which a supernet's primitives differ from a discrete
-    network's: BatchNorms without scale and shift, and a BatchNorm behind each pooling.
+    network's in DARTS: BatchNorms without scale and shift, and a BatchNorm behind each pooling.
     """
 
     kind: str
@@ -75,6 +93,38 @@ class Cell:
         """The number of states, inputs included."""
         return max([len(self.inputs) - 1, *self.output, *(edge.target for edge in self.edges)]) + 1
 
+    @property
+    def mixing(self) -> tuple[Mixing | None, ...]:
+        """What weighs the primitives of each edge; None: nothing."""
+        if self.alpha is None:
+            return tuple(edge.mixing for edge in self.edges)
+        return tuple(edge.mixing or Mixing(self.alpha, row) for row, edge in enumerate(self.edges))
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether architecture parameters weigh anything in it: whether it is a supernet's."""
+        return any(self.mixing)
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """NAS-Bench-101's discrete cell: an operation on each vertex of a graph, of which vertex 0 is the input.
+
+    Attributes:
+        matrix: upper triangular; row i has a 1 in column j where vertex i feeds vertex j. The last vertex is the output.
+        operations: of the vertices between.
+        channels: of the output, which the vertices that feed it share out.
+    """
+
+    matrix: tuple[tuple[int, ...], ...]
+    operations: tuple[str, ...]
+    channels: int
+    kind: str = "cell"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -90,24 +140,41 @@ class Residual:
 
 
 @dataclass(frozen=True)
+class Pool:
+    """Halves the images by a 2x2 max pooling; an odd side counts as one more. ``channels`` stay what they are."""
+
+    channels: int
+    kind: str = "pool"
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
+@dataclass(frozen=True)
 class Head:
-    """Global average pool and linear classifier, after BatchNorm and ReLU if ``normalise``."""
+    """Global average pool and linear classifier.
+
+    Before it, BatchNorm and ReLU if ``normalise``; ReLU, a 1x1 convolution to ``projection`` channels and BatchNorm
+    without scale and shift if that is not None.
+    """
 
     classes: int
     normalise: bool = False
     kind: str = "head"
+    projection: int | None = None
 
     @property
     def out_channels(self) -> int:
         return self.classes
 
 
-Stage: TypeAlias = Stem | Cell | Residual | Head
+Stage: TypeAlias = Stem | Cell | MatrixCell | Residual | Pool | Head
 
 
 @dataclass(frozen=True)
 class Alpha:
-    """An architecture parameter: one row an edge, one column a primitive."""
+    """An architecture parameter: one row a choice, one column an option: mostly an edge, and a primitive on it."""
 
     name: str
     rows: int

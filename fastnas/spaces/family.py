@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
 from fastnas.errors import FastnasError
-from fastnas.spaces import darts, nasbench201
+from fastnas.spaces import darts, nasbench1shot1, nasbench101, nasbench201
 from fastnas.spaces.description import Space
 from fastnas.spaces.genotype import CellString, Genotype
+from fastnas.spaces.nasbench101 import CellMatrix
 from fastnas.spaces.published import PUBLISHED
 
-AnyGenotype: TypeAlias = Genotype | CellString
+AnyGenotype: TypeAlias = Genotype | CellString | CellMatrix
 
 
 class Sizes(NamedTuple):
@@ -74,6 +76,18 @@ SPACES = {
         small=Sizes(4, 1),
     ),
 }
+for _number in nasbench1shot1.PARENTS:
+    _name = f"nasbench1shot1-{_number}"
+    SPACES[_name] = Family(
+        _name,
+        partial(nasbench1shot1.supernet, _number),
+        nasbench101.network,
+        partial(nasbench1shot1.derive, _number),
+        CellMatrix,
+        search=Sizes(16, 9),
+        evaluation=Sizes(128, 9),
+        small=Sizes(4, 3),
+    )
 
 
 def family(name: str) -> Family:

@@ -28,7 +28,7 @@ CALLS = ("state", "first", "second", "average", "maximum")  # in the order of cs
 def is_fused(spec: Cell) -> bool:
     """Whether the fused cell can execute it: a supernet's, of primitives that the native ops know."""
     return (
-        spec.alpha is not None
+        spec.is_mixed
         and not spec.affine
         and all(set(edge.primitives) <= FUSED for edge in spec.edges)
         and all("nor_conv_3x3" not in edge.primitives or edge.stride == 1 for edge in spec.edges)

@@ -95,6 +95,12 @@ def relu_conv_bn(
     return nn.Sequential(nn.ReLU(), nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias), norm)
 
 
+def conv_bn_relu(c_in: int, c_out: int, kernel: int, stride: int, norm: BatchNorm) -> nn.Sequential:
+    """k x k convolution with padding k // 2, ``norm``, ReLU."""
+    convolution = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(convolution, norm, nn.ReLU())
+
+
 class FactorizedReduce(nn.Module):
     """Halves the image without a loss of positions: two 1x1 convolutions of stride 2, one shifted by a pixel."""
 
@@ -123,7 +129,7 @@ def smooth_(network: nn.Module) -> None:
             if isinstance(child, nn.ReLU):
                 setattr(module, name, nn.Softplus())
             elif isinstance(child, nn.MaxPool2d):
-                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, count_include_pad=False)
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode, False)
                 setattr(module, name, pool)
 
 
@@ -151,6 +157,10 @@ def _nor_conv(kernel: int) -> Callable[[Context], nn.Module]:
     return lambda ctx: relu_conv_bn(
         ctx.channels, ctx.channels, kernel, ctx.stride, ctx.norm(), bias=not ctx.affine
     )
+
+
+def _conv_bn_relu(kernel: int) -> Callable[[Context], nn.Module]:
+    return lambda ctx: conv_bn_relu(ctx.channels, ctx.channels, kernel, ctx.stride, ctx.norm())
 
 
 def _conv_7x1_1x7(ctx: Context) -> nn.Module:
@@ -185,6 +195,9 @@ PRIMITIVES: dict[str, Callable[[Context], nn.Module]] = {
     "conv_7x1_1x7": _conv_7x1_1x7,
     "nor_conv_1x1": _nor_conv(1),
     "nor_conv_3x3": _nor_conv(3),
+    "maxpool3x3": _pool(lambda stride: nn.MaxPool2d(3, stride, 1)),
+    "conv3x3-bn-relu": _conv_bn_relu(3),
+    "conv1x1-bn-relu": _conv_bn_relu(1),
 }
 
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from fastnas.spaces import Alpha, Cell, Head, Residual, Space, Stem
+from fastnas.spaces import Alpha, Cell, Head, MatrixCell, Mixing, Pool, Residual, Space, Stem
 from fastnas.supernet.arena import Arena
+from fastnas.supernet.matrix_cell import MatrixCellModule
+from fastnas.supernet.mixing import CellMixing, first_weights
 from fastnas.supernet.primitives import (
     BatchNorm,
     Context,
     FactorizedReduce,
     Statistics,
+    conv_bn_relu,
     make_primitive,
     relu_conv_bn,
     smooth_,
@@ -63,26 +66,34 @@ class Supernet(nn.Module):
         self.weights = Arena(dict(self.named_parameters()), dtype=dtype, device=device)
         self.running = Arena(dict(self.named_buffers()), dtype=dtype, device=device)
         self.alphas = Arena(alphas, dtype=dtype, device=device)
+        self._mixing = {
+            spec.mixing: CellMixing(spec, space.alphas)
+            for spec in space.stages
+            if isinstance(spec, Cell) and spec.is_mixed
+        }
 
     def forward(self, images: Tensor) -> Tensor:
-        mixing = {name: alpha.softmax(-1) for name, alpha in self.alphas.tensors.items()}
+        mixing = self.mixing({name: alpha.softmax(-1) for name, alpha in self.alphas.tensors.items()})
         outputs: list[Tensor] = []
         for spec in self.space.stages:
             if isinstance(spec, Cell):
-                weights = None if spec.alpha is None else mixing[spec.alpha]
                 inputs = [outputs[source.stage] for source in spec.inputs]
-                outputs.append(self.cell(len(outputs), inputs, weights))
+                outputs.append(self.cell(len(outputs), inputs, mixing.get(spec.mixing)))
             else:
                 outputs.append(self.block(len(outputs), outputs[-1] if outputs else images))
         return outputs[-1]
 
+    def mixing(self, softmaxed: Mapping[str, Tensor]) -> dict[tuple[Mixing | None, ...], Tensor]:
+        """The vector that weighs the branches of a cell, by ``Cell.mixing``; cells that nothing weighs have none."""
+        return {key: weights(softmaxed) for key, weights in self._mixing.items()}
+
     def block(self, index: int, x: Tensor) -> Tensor:
-        """The output of stage ``index``, a stem, residual block or head."""
+        """The output of stage ``index``, which is no ``Cell``."""
         output: Tensor = self.stages[index](x)
         return output
 
     def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
-        """The output of stage ``index``, a cell; ``mixing`` (edges, primitives) sums to 1 in each row."""
+        """The output of stage ``index``, a cell; ``mixing`` has a number for each primitive of each edge."""
         output: Tensor = self.stages[index](inputs, mixing, self.node)
         return output
 
@@ -129,17 +140,26 @@ class Supernet(nn.Module):
 
         if isinstance(spec, Stem):
             conv = nn.Conv2d(c_in, spec.channels, 3, padding=1, bias=False)
-            return nn.Sequential(conv, norm(spec.channels))
+            return nn.Sequential(conv, norm(spec.channels), *([nn.ReLU()] if spec.rectified else []))
         if isinstance(spec, Residual):
             return ResidualBlock(c_in, spec, norm)
         if isinstance(spec, Head):
-            before = [norm(c_in), nn.ReLU()] if spec.normalise else []
-            return nn.Sequential(
-                *before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, spec.classes)
-            )
+            return self._head(spec, c_in, norm)
+        if isinstance(spec, Pool):
+            return nn.MaxPool2d(2, ceil_mode=True)
+        if isinstance(spec, MatrixCell):
+            return MatrixCellModule(spec, c_in, self._statistics)
         return MixedCell(
             spec, [self.space.stages[i.stage].out_channels for i in spec.inputs], self._statistics
         )
+
+    @staticmethod
+    def _head(spec: Head, c_in: int, norm: Callable[..., BatchNorm]) -> nn.Module:
+        before: list[nn.Module] = [norm(c_in), nn.ReLU()] if spec.normalise else []
+        if spec.projection is not None:
+            before.append(relu_conv_bn(c_in, spec.projection, 1, 1, norm(spec.projection, False)))
+            c_in = spec.projection
+        return nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, spec.classes))
 
 
 def smooth_twin(net: Supernet) -> Supernet:
@@ -180,6 +200,8 @@ class MixedCell(nn.Module):
                 self.preprocess.append(nn.Identity())
             elif source.preprocess == "factorized_reduce":
                 self.preprocess.append(FactorizedReduce(channels, spec.channels, norm))
+            elif source.preprocess == "conv_bn_relu":
+                self.preprocess.append(conv_bn_relu(channels, spec.channels, 1, 1, norm))
             else:
                 self.preprocess.append(relu_conv_bn(channels, spec.channels, 1, 1, norm))
         self.edges = nn.ModuleList()
@@ -191,7 +213,8 @@ class MixedCell(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, node: NodeSum) -> Tensor:
         states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
-        rows = None if weights is None else [row.unbind() for row in weights.unbind()]
+        numbers = None if weights is None else weights.reshape(-1).unbind()
+        first = first_weights(self.spec)
         for target in range(len(states), self.spec.states):
             branches, mixing = [], []
             shape_of: Tensor | None = None
@@ -202,10 +225,10 @@ class MixedCell(nn.Module):
                 assert isinstance(primitives, nn.ModuleDict)
                 for name, primitive in primitives.items():
                     branches.append(primitive(states[edge.source]))
-                    if rows is not None:
-                        mixing.append(rows[i][edge.primitives.index(name)])
+                    if numbers is not None:
+                        mixing.append(numbers[first[i] + edge.primitives.index(name)])
             if branches:
-                states.append(node(branches, None if rows is None else mixing))
+                states.append(node(branches, None if numbers is None else mixing))
             else:  # every edge that enters is "none"
                 assert shape_of is not None
                 states.append(torch.zeros_like(shape_of))

@@ -61,15 +61,15 @@ class _Pass:
 
     def __init__(self, net: FusedSupernet, weights: Tensor | None, alphas: Tensor | None) -> None:
         self.net, self.weights = net, weights
-        self.mixing = {name: _softmax(net.alphas, name, alphas) for name in net.alphas.tensors}
+        self.mixing = net.mixing({name: _softmax(net.alphas, name, alphas) for name in net.alphas.tensors})
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Values and tangents, (B, classes) each."""
         outputs: list[_Images] = []
         for index, spec in enumerate(self.net.space.stages):
             if isinstance(spec, Cell):
-                mixing = None if spec.alpha is None else self.mixing[spec.alpha]
-                outputs.append(self._cell(index, [outputs[source.stage] for source in spec.inputs], mixing))
+                inputs = [outputs[source.stage] for source in spec.inputs]
+                outputs.append(self._cell(index, inputs, self.mixing.get(spec.mixing)))
             else:
                 x = outputs[-1].dual if outputs else images
                 outputs.append(_Images(dual=self._plain(index, x)))
