@@ -260,6 +260,7 @@ class Search:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
         for i, generator in enumerate(self.task.generators):
             generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self.step.begin_epoch()
 
     def take_radius(self, radius: float) -> None:
         """From now on differences have this radius, and every row says so."""

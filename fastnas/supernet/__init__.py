@@ -7,6 +7,7 @@ import torch
 from fastnas.errors import FastnasError
 from fastnas.spaces import Space
 from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
+from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
@@ -49,6 +50,7 @@ __all__ = [
     "BACKENDS",
     "Arena",
     "Batch",
+    "Executor",
     "FusedSupernet",
     "Graphs",
     "Supernet",
