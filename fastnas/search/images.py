@@ -57,6 +57,7 @@ class ImageTask:
             layers=network.layers,
             classes=len(self.dataset.classes),
             image_channels=self.dataset.channels,
+            primitives=network.primitives,
         )
         return build_supernet(
             space,

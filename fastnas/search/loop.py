@@ -177,7 +177,8 @@ class Search:
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
-        return family(self.config.network.space).derive(self.net.alphas.tensors)
+        network = self.config.network
+        return family(network.space, network.primitives).derive(self.net.alphas.tensors)
 
     def alphas(self) -> dict[str, Tensor]:
         """A copy of the current alpha by name, on the CPU."""

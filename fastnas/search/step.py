@@ -51,9 +51,9 @@ class SearchStep:
             replayed. None: no graphs.
         precision: of activations in weight steps: torch.bfloat16, or None: that of the weights. Hypergradients are
             computed in the weights' precision always: a difference moves each weight by less than bfloat16 can tell.
-        states: of a recurrent network: the hidden states (B, units), live, that the next batch of the stream "train" and
-            the next of "val" begin with. A batch then comes as words and targets, and its stream's state is put between them. A
-            weight step leaves its own in "train", a hypergradient that of its last validation pass in "val".
+        states: of a recurrent network: the hidden states (B, units), live, that the next batches of the streams "train"
+            and "val" begin with. A batch then comes as words and targets, and its stream's state is put between them.
+            A weight step leaves its own in "train", a hypergradient that of its last validation pass in "val".
     """
 
     def __init__(

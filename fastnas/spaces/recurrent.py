@@ -48,8 +48,8 @@ class Dropout(NamedTuple):
 class RecurrentSpace(Space):
     """A language model as data: embedding, a recurrent cell, and a decoder that has the embedding's weights.
 
-    State 0 of the cell is made out of input and hidden state; state i is the sum of the edges that enter it. An edge with
-    primitive f is the highway update ``s + c (f(h) - s)`` of its source s, with (c, h) = s W_i and a sigmoid over c.
+    State 0 of the cell is made out of input and hidden state; state i is the sum of the edges that enter it. An edge
+    with primitive f is the highway update ``s + c (f(h) - s)`` of its source s, with (c, h) = s W_i and a sigmoid over c.
 
     Attributes:
         units: of embedding and hidden state.

@@ -17,7 +17,7 @@ from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
 from fastnas.supernet.fused_cell import fused_cell
-from fastnas.supernet.primitives import MOMENTUM
+from fastnas.supernet.primitives import MOMENTUM, Noise
 from fastnas.supernet.reference import MixedCell, Supernet
 
 
@@ -123,6 +123,7 @@ class FusedCell:
         training = self.module.training
         if training:
             self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
@@ -135,8 +136,16 @@ class FusedCell:
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
         self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
+
+    def _noise(self, x: Tensor) -> list[Tensor]:
+        """What the edges with noise add, drawn as the reference does; ``x`` is the cell's first input."""
+        stride = self.plan.preprocessing[0].stride
+        state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
+        noise = Noise(1)
+        return [noise(state) for _ in self.plan.noise]
 
     def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
         stride = self.plan.preprocessing[0].stride * self.plan.stride

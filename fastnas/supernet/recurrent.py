@@ -35,8 +35,8 @@ class RecurrentNetwork(Executor):
 
     Attributes:
         weights: ``embedding`` (words, units), which is the decoder's matrix, too; its ``bias`` (words,); ``entry``
-            (2 units, 2 units), from input and hidden state to state 0; ``nodes`` (nodes, units, 2 units). In the last two
-            the first half of the columns is the gate c, the second h.
+            (2 units, 2 units), from input and hidden state to state 0; ``nodes`` (nodes, units, 2 units). In the last
+            two the first half of the columns is the gate c, the second h.
     """
 
     space: RecurrentSpace

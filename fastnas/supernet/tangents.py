@@ -21,8 +21,9 @@ from torch.func import functional_call
 
 from fastnas.spaces import Cell
 from fastnas.supernet.arena import Arena
-from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.executor import Executor
+from fastnas.supernet.fused import FusedSupernet
+from fastnas.supernet.reference import Supernet
 
 
 def carries_tangents(net: Executor) -> bool:
