@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -24,6 +25,7 @@ from fastnas.spaces.genotype import (
 NODES = 8
 PRIMITIVES = ("none", "tanh", "relu", "sigmoid", "identity")
 WORDS = 10_000  # of Penn Treebank
+NETWORKS = math.factorial(NODES) * (len(PRIMITIVES) - 1) ** NODES
 
 
 class Dropout(NamedTuple):
@@ -44,12 +46,15 @@ class Dropout(NamedTuple):
     words: float = 0.0
 
 
+DROPOUT = Dropout()
+
+
 @dataclass(frozen=True)
 class RecurrentSpace(Space):
     """A language model as data: embedding, a recurrent cell, and a decoder that has the embedding's weights.
 
     State 0 of the cell is made out of input and hidden state; state i is the sum of the edges that enter it. An edge
-    with primitive f is the highway update ``s + c (f(h) - s)`` of its source s, with (c, h) = s W_i and a sigmoid over c.
+    of primitive f is the highway update ``s + c (f(h) - s)`` of its source s, with (c, h) = s W_i, c behind a sigmoid.
 
     Attributes:
         units: of embedding and hidden state.
@@ -66,7 +71,7 @@ class RecurrentSpace(Space):
     edges: tuple[Edge, ...] = ()
     output: tuple[int, ...] = ()
     normalise: bool = True
-    dropout: Dropout = field(default_factory=Dropout)
+    dropout: Dropout = DROPOUT
     slowness: float = 1e-3
 
     @property
@@ -79,14 +84,22 @@ class RecurrentSpace(Space):
         return max(edge.target for edge in self.edges)
 
 
-def supernet(units: int, layers: int = 1, words: int = WORDS, image_channels: int = 0) -> RecurrentSpace:
+def supernet(
+    units: int,
+    layers: int = 1,
+    words: int = WORDS,
+    image_channels: int = 0,
+    *,
+    dropout: Dropout = DROPOUT,
+    slowness: float = 1e-3,
+) -> RecurrentSpace:
     """The supernet: all five primitives on each of 36 edges.
 
     Args:
         units: of embedding and hidden state.
-        layers: cells on top of each other: 1.
+        layers, image_channels: of no meaning here.
         words: of the vocabulary.
-        image_channels: of no meaning here.
+        dropout, slowness: in training, as in :class:`RecurrentSpace`.
     """
     edges = dense_edges(1, NODES, PRIMITIVES)
     return RecurrentSpace(
@@ -98,12 +111,20 @@ def supernet(units: int, layers: int = 1, words: int = WORDS, image_channels: in
         words=words,
         edges=edges,
         output=tuple(range(1, NODES + 1)),
-        normalise=True,
+        dropout=dropout,
+        slowness=slowness,
     )
 
 
 def network(
-    genotype: RecurrentGenotype, units: int, layers: int = 1, words: int = WORDS, image_channels: int = 0
+    genotype: RecurrentGenotype,
+    units: int,
+    layers: int = 1,
+    words: int = WORDS,
+    image_channels: int = 0,
+    *,
+    dropout: Dropout = DROPOUT,
+    slowness: float = 1e-3,
 ) -> RecurrentSpace:
     """The discrete network of ``genotype``; arguments as in :func:`supernet`."""
     return RecurrentSpace(
@@ -117,6 +138,8 @@ def network(
         ),
         output=genotype.concat,
         normalise=False,
+        dropout=dropout,
+        slowness=slowness,
     )
 
 

@@ -43,7 +43,7 @@ class Executor(nn.Module):
         self.alphas = Arena(alphas, dtype=dtype, device=device)
 
     def penalty(self) -> Tensor | None:
-        """The training loss's part beside that of the logits, of the last forward pass, given once; None: there is none"""
+        """The training loss's part beside that of the logits, of the last forward pass, given once; None: none"""
         return None
 
     def carried(self) -> tuple[Tensor, ...]:

@@ -113,10 +113,9 @@ class SupernetProblem:
             if not carries_tangents(net):
                 return double_backward(net, partial(self._value, training, *batch), of, weights, alphas)
             assert isinstance(net, FusedSupernet)
+            images, labels = batch
             with nullcontext() if of is net.weights else net.weights.constant():
-                return gradient_parts(
-                    loss_tangent(net, self.loss, *batch, weights=weights, alphas=alphas), of
-                )
+                return gradient_parts(loss_tangent(net, self.loss, images, labels, weights, alphas), of)
 
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
         training = batch is self.train

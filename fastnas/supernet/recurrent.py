@@ -157,6 +157,10 @@ class RecurrentNetwork(Executor):
         }
 
 
+class FusedRecurrentNetwork(RecurrentNetwork):
+    """:class:`RecurrentNetwork` whose supernet's nodes are one op each way; differentiable once."""
+
+
 def _mask(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
     if not probability:
         return torch.ones(shape, dtype=like.dtype, device=like.device)
