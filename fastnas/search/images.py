@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
-from fastnas.search.config import SearchConfig, weight_dtype
+from fastnas.search.config import SearchConfig, filled, weight_dtype
 from fastnas.spaces import make_space
-from fastnas.supernet import Batch, Supernet, build_supernet
+from fastnas.supernet import Batch, Executor, Supernet, build_supernet
 
 
 class ImageTask:
@@ -22,7 +23,7 @@ class ImageTask:
 
     def __init__(self, config: SearchConfig, device: torch.device) -> None:
         self.config, self.device = config, device
-        images = config.images
+        images, batch_size = config.images, filled(config.images.batch_size)
         self.dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
         weight_split, alpha_split = split(
             self.dataset, images.train_portion, limit=images.images, seed=config.run.seed
@@ -31,11 +32,11 @@ class ImageTask:
         weight_split, alpha_split = weight_split.to(device), alpha_split.to(device)
         self.generators = [torch.Generator(device), torch.Generator(device)]
         self.train, self.val = (
-            Batches(part, images.batch_size, mean=mean, std=std, augment=config.augment, generator=generator)
+            Batches(part, batch_size, mean=mean, std=std, augment=config.augment, generator=generator)
             for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
         )
-        self.evaluation = Batches.evaluation(alpha_split, images.batch_size, mean=mean, std=std)
-        self.weight_evaluation = Batches.evaluation(weight_split, images.batch_size, mean=mean, std=std)
+        self.evaluation = Batches.evaluation(alpha_split, batch_size, mean=mean, std=std)
+        self.weight_evaluation = Batches.evaluation(weight_split, batch_size, mean=mean, std=std)
         self.size = len(weight_split)
         self.dtype = weight_dtype(config.network.dtype)
 
@@ -67,6 +68,10 @@ class ImageTask:
             recompute=network.recompute,
         )
 
+    def states(self, net: Executor) -> dict[str, Tensor]:
+        """Nothing is carried from batch to batch."""
+        return {}
+
     def size_flags(self) -> str:
         """The flags that say how large the supernet is, with their values."""
         return f"--channels {self.config.network.channels} --layers {self.config.network.layers}"
@@ -75,13 +80,13 @@ class ImageTask:
         """A batch in the precision of the weights."""
         return batch[0].to(self.dtype), batch[1]
 
-    def first_batches(self) -> tuple[Batch, Batch]:
+    def first_batches(self, net: Executor) -> tuple[Batch, Batch]:
         """The first images of either split, without augmentation."""
         train, val = (self.cast(next(iter(part))) for part in (self.weight_evaluation, self.evaluation))
         return train, val
 
     @torch.no_grad()
-    def evaluate(self, net: Supernet, check: Callable[[], None]) -> dict[str, Any]:
+    def evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         """Loss and accuracy over alpha's whole split, in evaluation mode, without augmentation."""
         net.eval()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)

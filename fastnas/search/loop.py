@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,7 @@ from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
-from fastnas.search.config import SearchConfig
+from fastnas.search.config import SearchConfig, filled
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
@@ -33,7 +34,7 @@ from fastnas.search.table import open_table, table_entries, table_shown
 from fastnas.search.task import Task, make_task
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, cuda_graphs
+from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, cuda_graphs
 from fastnas.tables import Table
 
 
@@ -178,7 +179,7 @@ class Search:
                 f"--rank {config.hypergradient.rank} is more than the {weights:,} weights of this supernet; "
                 "take fewer columns of its Hessian"
             )
-        self.step = _search_step(self.net, config, _graphs(config, device))
+        self.step = _search_step(self.net, config, _graphs(config, device), self.task.states(self.net))
         self.shown: dict[str, str] = {}  # of the epoch before, for the progress bar
         self.radius: float | None = None  # where it was measured
 
@@ -252,7 +253,7 @@ class Search:
             return {}
         if epoch % every:
             return dict.fromkeys(CURVATURE)
-        train, val = self.task.first_batches()
+        train, val = self.task.first_batches(self.net)
         problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
         products = self.step.settings.products
         if problem.exact_by == "tangents":  # in the time of differences, and right
@@ -268,6 +269,7 @@ class Search:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
         for i, generator in enumerate(self.task.generators):
             generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self.step.begin_epoch()
 
     def take_radius(self, radius: float) -> None:
         """From now on differences have this radius, and every row says so."""
@@ -301,11 +303,11 @@ def learning_rate(optimiser: Any, epoch: int) -> float:
 
     lr_min + (lr - lr_min) (1 + cos(pi (epoch - 1) / epochs)) / 2, as DARTS' scheduler gives it.
     """
-    low, high = optimiser.learning_rate_min, optimiser.learning_rate
+    low, high = filled(optimiser.learning_rate_min), filled(optimiser.learning_rate)
     return low + (high - low) * (1 + math.cos(math.pi * (epoch - 1) / optimiser.epochs)) / 2
 
 
-def alpha_entropy(net: Supernet) -> float:
+def alpha_entropy(net: Executor) -> float:
     """Mean entropy of the softmaxed rows of alpha, in nats; log(primitives) at uniform."""
     entropies = [
         -(alpha.softmax(-1) * alpha.log_softmax(-1)).sum(-1) for alpha in net.alphas.tensors.values()
@@ -317,9 +319,11 @@ def inner_settings(config: SearchConfig) -> InnerSettings:
     """What the estimators are told of a resolved configuration."""
     hyper, optimiser = config.hypergradient, config.optimiser
     return InnerSettings(
-        learning_rate=optimiser.learning_rate,
-        momentum=optimiser.momentum,
-        weight_decay=optimiser.weight_decay,
+        learning_rate=filled(optimiser.learning_rate),
+        momentum=filled(optimiser.momentum),
+        weight_decay=filled(optimiser.weight_decay),
+        # As their authors do: the virtual step of a recurrent search is clipped, that of a convolutional one not.
+        clip=filled(optimiser.grad_clip) if config.reads == "text" else math.inf,
         eta=hyper.eta,
         gamma=hyper.gamma,
         neumann_terms=hyper.neumann_terms,
@@ -338,17 +342,20 @@ def inner_settings(config: SearchConfig) -> InnerSettings:
     )
 
 
-def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+def _search_step(
+    net: Executor, config: SearchConfig, graphs: Graphs | None, states: Mapping[str, Tensor]
+) -> SearchStep:
     optimiser = config.optimiser
     return SearchStep(
         net,
         method(config.hypergradient.method),
         inner_settings(config),
-        grad_clip=optimiser.grad_clip,
-        arch_learning_rate=optimiser.arch_learning_rate,
+        grad_clip=filled(optimiser.grad_clip),
+        arch_learning_rate=filled(optimiser.arch_learning_rate),
         arch_weight_decay=optimiser.arch_weight_decay,
         graphs=graphs,
         precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
+        states=states,
     )
 
 

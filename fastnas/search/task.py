@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from fastnas.search.config import SearchConfig
 from fastnas.search.images import ImageTask
-from fastnas.supernet import Batch, Supernet
+from fastnas.search.text import TextTask
+from fastnas.supernet import Batch, Executor
 
 
 class Stream(Protocol):
@@ -53,8 +55,12 @@ class Task(Protocol):
         """Raises a FastnasError if an epoch has fewer batches than an alpha step needs."""
         ...
 
-    def supernet(self) -> Supernet:
+    def supernet(self) -> Executor:
         """The network to search in; weights from torch's current random state."""
+        ...
+
+    def states(self, net: Executor) -> dict[str, Tensor]:
+        """What batches of the streams "train" and "val" carry on to the next; see ``SearchStep``."""
         ...
 
     def size_flags(self) -> str:
@@ -65,11 +71,11 @@ class Task(Protocol):
         """A batch of a stream in the precision of the weights."""
         ...
 
-    def first_batches(self) -> tuple[Batch, Batch]:
+    def first_batches(self, net: Executor) -> tuple[Batch, Batch]:
         """The first batch of either split, the same in every epoch."""
         ...
 
-    def evaluate(self, net: Supernet, check: Callable[[], None]) -> dict[str, Any]:
+    def evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         """A row's entries about alpha's whole split, in evaluation mode; ``check`` may raise between two batches."""
         ...
 
@@ -96,4 +102,4 @@ def make_task(config: SearchConfig, device: torch.device) -> Task:
     Raises:
         FastnasError: a mistake in the data.
     """
-    return ImageTask(config, device)
+    return TextTask(config, device) if config.reads == "text" else ImageTask(config, device)
