@@ -2,6 +2,7 @@
 
 from fastnas.spaces.description import (
     Alpha,
+    Auxiliary,
     Cell,
     Edge,
     Head,
@@ -17,10 +18,12 @@ from fastnas.spaces.drawing import to_dot
 from fastnas.spaces.family import SPACES, Family, family, make_network, make_space, read_genotype
 from fastnas.spaces.genotype import CellString, Genotype
 from fastnas.spaces.nasbench101 import CellMatrix
+from fastnas.spaces.parts import with_auxiliary, with_imagenet_stem
 
 __all__ = [
     "SPACES",
     "Alpha",
+    "Auxiliary",
     "Cell",
     "CellMatrix",
     "CellString",
@@ -40,4 +43,6 @@ __all__ = [
     "make_space",
     "read_genotype",
     "to_dot",
+    "with_auxiliary",
+    "with_imagenet_stem",
 ]

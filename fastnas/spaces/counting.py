@@ -25,9 +25,7 @@ def one_an_edge(space: Space) -> int:
     >>> one_an_edge(make_space("nasbench201"))
     15625
     """
-    return math.prod(
-        len(edge.primitives) for edges in edges_of_alphas(space).values() for edge in edges
-    )
+    return math.prod(len(edge.primitives) for edges in edges_of_alphas(space).values() for edge in edges)
 
 
 def two_edges_a_node(space: Space) -> int:

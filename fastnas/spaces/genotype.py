@@ -236,9 +236,7 @@ def call_fields(function: str, names: Sequence[str], text: str) -> dict[str, Any
         if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.Assign):
             return None
         call = body[0].value
-        if not (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function
-        ):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function):
             return None
         fields = dict(zip(names, call.args, strict=False))
         fields.update({keyword.arg or "": keyword.value for keyword in call.keywords})

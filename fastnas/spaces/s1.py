@@ -36,9 +36,7 @@ def supernet(channels: int, layers: int, classes: int, image_channels: int = 3) 
 def strongest(alpha: Tensor, primitives: Sequence[str]) -> tuple[Pair, ...]:
     """The cell of alpha (8, primitives): on every edge the primitive that weighs most."""
     best = alpha.detach().argmax(-1).tolist()
-    return tuple(
-        (primitives[k], edge.source) for k, edge in zip(best, fixed_edges(primitives), strict=True)
-    )
+    return tuple((primitives[k], edge.source) for k, edge in zip(best, fixed_edges(primitives), strict=True))
 
 
 def derive(alphas: Mapping[str, Tensor]) -> Genotype:
