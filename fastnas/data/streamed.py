@@ -36,8 +36,9 @@ class StreamedImages(Dataset[Any]):
     """The images of ``root/<class>/*``, classes and images sorted by name, each decoded when it is asked for.
 
     Training images are cropped, flipped and jittered as DARTS does for ImageNet (torchvision's RandomResizedCrop,
-    RandomHorizontalFlip, ColorJitter(0.4, 0.4, 0.4, 0.2), in this order), by random numbers that depend on (seed, epoch,
-    image) alone. Test images are resized so that the shorter side is 256/224 of ``image_size``, and cropped at the centre.
+    RandomHorizontalFlip, ColorJitter(0.4, 0.4, 0.4, 0.2), in this order), by random numbers that depend on (seed,
+    epoch, image) alone. Test images are resized so that the shorter side is 256/224 of ``image_size``, and cropped at
+    the centre.
 
     Args:
         root: the folder that holds one folder for each class.
@@ -137,8 +138,8 @@ class StreamedImages(Dataset[Any]):
 def random_box(size: tuple[int, int], draw: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of an image (W, H), as RandomResizedCrop takes it.
 
-    Its area is a share of 8 to 100% of the image's, its ratio 3:4 to 4:3, uniform on a logarithmic scale. After ten boxes
-    that do not fit: the largest at the centre whose ratio is allowed.
+    Its area is a share of 8 to 100% of the image's, its ratio 3:4 to 4:3, uniform on a logarithmic scale. After ten
+    boxes that do not fit: the largest at the centre whose ratio is allowed.
     """
     width, height = size
     for _ in range(10):

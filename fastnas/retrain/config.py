@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from fastnas.errors import FastnasError
 from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
-from fastnas.spaces import SPACES, family, read_genotype
+from fastnas.spaces import family, find_genotype
 
 IMAGE_SETS = (*DATASETS, "imagenet")
 DTYPES = ("float32", "float64", "bf16")
@@ -52,8 +51,8 @@ class DataConfig:
     dataset: str = "digits"
     """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz."""
     data: Path | None = None
-    """Where it lies: the folder of CIFAR's official binary or python files; of imagenet, with one folder for each class in
-    train/ and in val/, read as they are needed; an image folder or .npz file of training images, kept in memory."""
+    """Where it lies: the folder of CIFAR's official binary or python files; of imagenet, with one folder for each class
+    in train/ and in val/, read as they are needed; an image folder or .npz file of training images, kept in memory."""
     test_data: Path | None = None
     """The test images of folder and npz; None: a part of the training images is held out."""
     test_portion: float = 0.2
@@ -86,8 +85,8 @@ class OptimiserConfig:
     """Of the learning rate, to zero: cosine (a value an epoch), cosine-steps (a value a step) or linear (with PC-DARTS'
     end)."""
     warm_up_epochs: int | None = None
-    """Epochs in which the learning rate rises linearly to the schedule's; None: the recipe's in batches of more than 256,
-    else 0."""
+    """Epochs in which the learning rate rises linearly to the schedule's; None: the recipe's in batches of more than
+    256, else 0."""
     momentum: float | None = None
     """Of SGD."""
     nesterov: bool | None = None
@@ -142,7 +141,7 @@ class RetrainConfig(Options):
             )
         check_choices(options, {"dataset": IMAGE_SETS, "dtype": DTYPES, "compile": COMPILE})
         if options["space"] is None:
-            options["space"] = space_of(options["genotype"])
+            options["space"] = find_genotype(options["genotype"]).space
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
         recipe = recipe_of(options["recipe"]).options
@@ -190,39 +189,11 @@ class RetrainConfig(Options):
         return self.optimiser.epochs or 0
 
 
-def space_of(source: str) -> str:
-    """The space of a genotype that nobody has named: what its file says, or the one that it can be read in.
-
-    Raises:
-        FastnasError: it is of none.
-    """
-    path = Path(source).expanduser()
-    file = path / "genotype.json" if _is_folder(path) else path
-    try:
-        said = json.loads(file.read_text(encoding="utf-8"))["space"] if _exists(str(file)) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        said = None
-    if said in SPACES:
-        return str(said)
-    errors = []
-    for name in SPACES:
-        try:
-            read_genotype(name, source)
-            return name
-        except FastnasError as error:
-            errors.append(error)
-    raise errors[0]
-
-
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
     except (OSError, ValueError):  # a genotype's text, too long for a name
         return False
-
-
-def _is_folder(path: Path) -> bool:
-    return _exists(str(path)) and path.is_dir()
 
 
 _BOUNDS: Bounds = {

@@ -62,11 +62,7 @@ class ImageTrainer:
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Trains on all images, tests on all test images; the row of metrics."""
-        begin, optimiser, batch_size = (
-            time.perf_counter(),
-            self.config.optimiser,
-            self.config.images.batch_size,
-        )
+        begin, batch_size = time.perf_counter(), self.config.images.batch_size
         if self.net.drop_path is not None:
             self.net.drop_path.fill_(
                 drop_path(self.config.network.drop_path or 0.0, self.config.epochs, epoch)
@@ -147,7 +143,7 @@ class ImageTrainer:
         return {"test_loss": loss.item() / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
 
     def _heads(self, images: Tensor) -> Heads:
-        """Compiled for whole batches; the last one of a pass runs as it is, which is cheaper than a second compilation."""
+        """Compiled for whole batches; the last one of a pass runs as it is, in less time than a second compilation."""
         return self.compiled if len(images) == self.config.images.batch_size else self.net.heads
 
     def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:

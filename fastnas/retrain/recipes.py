@@ -91,7 +91,7 @@ RECIPES = {
             "epochs": 15,
             "batch_size": 64,
             "drop_path": 0.1,
-            "learning_rate": 0.05,
+            "learning_rate": 0.025,
             "weight_decay": 3e-4,
         },
     ),

@@ -17,8 +17,8 @@ def cosine(epochs: int, done: float) -> float:
 def linear(epochs: int, done: float) -> float:
     """PC-DARTS' schedule for ImageNet (its ``adjust_lr``), with E epochs of which e are done and n = 5.
 
-    1 - e / (E - n) while more than n are left, then (E - e) / (n (E - n)): the last value before stays for an epoch, and
-    is then brought to zero in n equal steps. n is at most E - 1.
+    1 - e / (E - n) while more than n are left, then (E - e) / (n (E - n)): the last value before stays for an epoch,
+    and is then brought to zero in n equal steps. n is at most E - 1.
     """
     end = min(STEEP_END, epochs - 1)
     left = epochs - done

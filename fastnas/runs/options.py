@@ -104,10 +104,22 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     words = [word for t in allowed if typing.get_origin(t) is Literal for word in typing.get_args(t)]
     if value in words:
         return value
+    if tuple[str, ...] in allowed and _is_list_of_strings(value):
+        return tuple(value)
     if Path in allowed and isinstance(value, str | Path):
         return Path(value)
     if float in allowed and type(value) is int:
         return float(value)
     types_ = [t for t in allowed if typing.get_origin(t) is not Literal]
-    expected = " or ".join([*("None" if t is type(None) else t.__name__ for t in types_), *words])
+    expected = " or ".join([*map(_in_words, types_), *words])
     raise FastnasError(f"option {name} must be {expected}, got {value!r}")
+
+
+def _is_list_of_strings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _in_words(allowed: Any) -> str:
+    if typing.get_origin(allowed) is tuple:
+        return "a list of strings"
+    return "None" if allowed is type(None) else str(allowed.__name__)

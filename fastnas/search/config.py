@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from typing_extensions import Doc
 
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
@@ -15,6 +16,7 @@ from fastnas.errors import FastnasError
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
+from fastnas.spaces.family import SPACE_HELP
 from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
@@ -26,12 +28,13 @@ NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
 class NetworkConfig:
     """The supernet."""
 
-    space: str = "darts"
-    """Search space: darts or nasbench201."""
+    space: Annotated[str, Doc(SPACE_HELP)] = "darts"
+    primitives: tuple[str, ...] | None = None
+    """Of every edge, for spaces that leave them open (s2); None: the paper's, skip_connect and sep_conv_3x3."""
     channels: int | None = None
-    """C, channels of the first cells; None: 16, or 4 for digits."""
+    """C, channels of the first cells; None: the papers' (16, or 36), or 4 for digits."""
     layers: int | None = None
-    """Number of cells (nasbench201: N, cells in each of the three stages); None: 8 (5), or 3 (1) for digits."""
+    """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers', or few for digits."""
     backend: str = "fused"
     """Executor: fused (this library's ops) or reference (plain PyTorch)."""
     dtype: str = "float32"
@@ -180,10 +183,11 @@ class SearchConfig(Options):
         _check_names(options)
         _check_combinations(options)
         small = options["dataset"] == "digits"
-        found = family(options["space"])
+        found = family(options["space"], options["primitives"])
         sizes = found.small if small else found.search
         augment = default_augment(options["dataset"])
         defaults = {
+            "primitives": found.primitives,
             "channels": sizes.channels,
             "layers": sizes.layers,
             "inner_steps": method(options["method"]).inner_steps,
@@ -214,7 +218,7 @@ class SearchConfig(Options):
 
 
 def _check_names(options: dict[str, Any]) -> None:
-    family(options["space"])
+    family(options["space"], options["primitives"])
     method(options["method"])
     choices = {
         "dataset": DATASETS,

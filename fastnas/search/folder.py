@@ -17,9 +17,7 @@ from fastnas.runs.folder import Folder
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
-from fastnas.spaces import Genotype
-from fastnas.spaces.family import read_genotype
-from fastnas.spaces.genotype import CellString
+from fastnas.spaces import AnyGenotype, read_genotype
 
 
 class RunFolder(Folder):
@@ -74,10 +72,13 @@ class RunFolder(Folder):
         return epoch, rows
 
     def save(
-        self, step: SearchStep, config: SearchConfig, row: dict[str, Any], genotype: Genotype | CellString
+        self, step: SearchStep, config: SearchConfig, row: dict[str, Any], genotype: AnyGenotype
     ) -> None:
-        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it."""
-        text = json.dumps(genotype.to_json(), indent=2) + "\n"
+        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it.
+
+        A genotype's file names the space that was searched: several share a format.
+        """
+        text = json.dumps({**genotype.to_json(), "space": config.network.space}, indent=2) + "\n"
         write_atomically(self._genotype_file(row["epoch"]), text)
         write_atomically(self.path / "genotype.json", text)
         if config.curvature.early_stop:
@@ -103,7 +104,7 @@ class RunFolder(Folder):
             )
         return value
 
-    def go_back(self, epoch: int, space: str) -> tuple[Genotype | CellString, dict[str, Tensor]]:
+    def go_back(self, epoch: int, space: str) -> tuple[AnyGenotype, dict[str, Tensor]]:
         """Makes the architecture of ``epoch`` the run's; its genotype and alphas.
 
         Raises:

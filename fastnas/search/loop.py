@@ -178,6 +178,7 @@ class Search:
             layers=network.layers,
             classes=len(dataset.classes),
             image_channels=dataset.channels,
+            primitives=network.primitives,
         )
         try:
             self.net = build_supernet(
@@ -206,7 +207,8 @@ class Search:
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
-        return family(self.config.network.space).derive(self.net.alphas.tensors)
+        network = self.config.network
+        return family(network.space, network.primitives).derive(self.net.alphas.tensors)
 
     def alphas(self) -> dict[str, Tensor]:
         """A copy of the current alpha by name, on the CPU."""

@@ -19,7 +19,7 @@ Preprocess: TypeAlias = Literal["identity", "relu_conv_bn", "factorized_reduce",
 
 @dataclass(frozen=True)
 class Mixing:
-    """What weighs an edge's primitives: primitive k by ``softmax(alpha)[row, column + k]``, the softmax over the columns.
+    """What weighs an edge's primitives: primitive k by ``softmax(alpha)[row, column + k]``, softmax over the columns.
 
     Edges may share a row: one of several sources is chosen where each is a column, and its edge has one primitive.
     """
@@ -206,7 +206,7 @@ class Alpha:
 
 @dataclass(frozen=True)
 class Space:
-    """A whole network as data. ``alphas`` is empty for a discrete network; ``auxiliary`` is None without such a head."""
+    """A whole network as data. ``alphas`` is empty for a discrete network, ``auxiliary`` None without such a head."""
 
     name: str
     image_channels: int

@@ -263,7 +263,7 @@ def read_pairs(name: str, value: Any) -> tuple[Pair, ...]:
         pairs = [(op, source) for op, source in value]
     except (TypeError, ValueError):
         pairs = []
-    if not pairs or not all(isinstance(op, str) and _is_integer(source) for op, source in pairs):
+    if not pairs or not all(isinstance(op, str) and is_integer(source) for op, source in pairs):
         raise FastnasError(
             f"genotype: {name} must be a list of (primitive, state) pairs, got {shorten(value)}"
         )
@@ -275,13 +275,14 @@ def read_integers(name: str, value: Any) -> tuple[int, ...]:
     if (
         not isinstance(value, Iterable)
         or isinstance(value, str)
-        or not all(map(_is_integer, value := list(value)))
+        or not all(map(is_integer, value := list(value)))
     ):
         raise FastnasError(f"genotype: {name} must be a list of states, got {shorten(value)}")
     return tuple(value)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether ``value``, which came from a file, is a whole number, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

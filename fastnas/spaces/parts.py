@@ -37,7 +37,7 @@ def with_imagenet_stem(space: Space) -> Space:
     stem, first, *rest = space.stages
     if not (isinstance(stem, Stem) and isinstance(first, Cell) and len(first.inputs) == 2):
         raise FastnasError(
-            f"the space {space.name} has no network for ImageNet: its stem is for cells that read two states, as DARTS' do"
+            f"the space {space.name} has no network for ImageNet: that stem is for cells that read two states"
         )
     channels = first.channels
     shifted = [

@@ -54,7 +54,7 @@ class CellSequence:
         count = len(self.cells)
         if not count or len(self.concats) != count:
             raise FastnasError(
-                f"genotype: a sequence needs as many concats as cells, got {count} cells and {len(self.concats)} concats"
+                f"genotype: a sequence needs a concat for each cell, got {len(self.concats)} for {count} cells"
             )
         for layer, (cell, concat) in enumerate(zip(self.cells, self.concats, strict=True)):
             check_cell(f"cell {layer}", cell, concat)
@@ -99,8 +99,8 @@ class CellSequence:
         """
         names = ("cells", "concats", "reductions")
         fields = json_object(text) or call_fields("CellSequence", names, text)
-        lists = fields and [fields.get(name) for name in names]
-        if not lists or not all(isinstance(value, list | tuple) for value in lists):
+        lists: list[Any] = [(fields or {}).get(name) for name in names]
+        if not all(isinstance(value, list | tuple) for value in lists):
             raise FastnasError(
                 "not a sequence of cells: expected CellSequence(cells=[[('sep_conv_3x3', 0), ...], ...], "
                 f"concats=[[...], ...], reductions=[...]) or the same as JSON, got {shorten(text)}"

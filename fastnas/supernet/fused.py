@@ -18,7 +18,7 @@ from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
 from fastnas.supernet.fused_cell import fused_cell
-from fastnas.supernet.primitives import MOMENTUM
+from fastnas.supernet.primitives import MOMENTUM, Noise
 from fastnas.supernet.reference import MixedCell, Supernet
 
 
@@ -140,6 +140,7 @@ class FusedCell:
         training = self.module.training
         if training:
             self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
@@ -152,6 +153,7 @@ class FusedCell:
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
         self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
 
@@ -160,6 +162,13 @@ class FusedCell:
         begin = self.net.weights.begin(name) - self.span[0]
         like = self.net.weights[name]
         return self.weights[begin : begin + like.numel()].view(like.shape)
+
+    def _noise(self, x: Tensor) -> list[Tensor]:
+        """What the edges with noise add, drawn as the reference does; ``x`` is the cell's first input."""
+        stride = self.plan.preprocessing[0].stride
+        state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
+        noise = Noise(1)
+        return [noise(state) for _ in self.plan.noise]
 
     def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
         stride = self.plan.preprocessing[0].stride * self.plan.stride
