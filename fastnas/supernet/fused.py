@@ -15,7 +15,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops._distrust import DISTRUSTED, OPS_OF_A_CELL
 from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
-from fastnas.supernet.cell_plan import CellPlan, is_fused
+from fastnas.supernet.cell_plan import CellPlan, is_fused, is_rectified
 from fastnas.supernet.fused_cell import fused_cell
 from fastnas.supernet.primitives import MOMENTUM
 from fastnas.supernet.reference import MixedCell, Supernet
@@ -48,8 +48,9 @@ class FusedSupernet(Supernet):
     def _fuse(self) -> None:
         if not self._has_kernels() or DISTRUSTED & OPS_OF_A_CELL:
             return
+        rectified = is_rectified(self.space.stages)
         for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
-            if isinstance(spec, Cell) and is_fused(spec):
+            if isinstance(spec, Cell) and is_fused(spec, [rectified[source.stage] for source in spec.inputs]):
                 assert isinstance(stage, MixedCell)
                 self._fused[i] = FusedCell(self, i, spec, stage)
 
@@ -120,6 +121,7 @@ class FusedCell:
         self._shares: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        inputs = self._distinct(inputs)
         training = self.module.training
         if training:
             self._check_pixels(inputs)
@@ -134,9 +136,19 @@ class FusedCell:
 
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
+        inputs = self._distinct(inputs)
         self._check_pixels(inputs)
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
+
+    def _distinct(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs, one for each preprocessing."""
+        at = 0
+        found = []
+        for preprocessing in self.plan.preprocessing:
+            found.append(inputs[at])
+            at += len(preprocessing.norms)
+        return found
 
     def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
         stride = self.plan.preprocessing[0].stride * self.plan.stride
@@ -169,9 +181,9 @@ class FusedCell:
         """running <- 0.9 running + 0.1 batch, with the unbiased variance, as nn.BatchNorm2d does."""
         counts = [out[:, 0].numel()] * self.plan.norms
         for x, preprocessing in zip(inputs, self.plan.preprocessing, strict=True):
-            if preprocessing.table:
+            for norm in preprocessing.norms if preprocessing.table else ():
                 stride = preprocessing.stride
-                counts[preprocessing.norm] = x[:, 0, ::stride, ::stride].numel()
+                counts[norm] = x[:, 0, ::stride, ::stride].numel()
         if self.plan.biases:
             batch = batch.clone()
             batch[:, 0] += self._biases()
