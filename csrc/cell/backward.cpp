@@ -57,8 +57,8 @@ void Pass::read_backward(size_t index) {
   for (size_t t = 0; t < group.targets.size(); ++t) {
     const std::vector<Term>& terms = group.terms[t];
     if (terms.empty()) continue;
-    const auto rectified =
-        std::count_if(terms.begin(), terms.end(), [&](const Term& term) { return plan_.is_rectified(term.norm); });
+    const auto rectified = std::count_if(terms.begin(), terms.end(),
+                                         [&](const Term& term) { return plan_.is_rectified(term.norm); });
     sums.push_back(sum_backward(grads_[group.targets[t]], branches_of(index, firsts, terms), terms,
                                 {next_passed, next_passed + rectified}));
     next_passed += rectified;
@@ -102,7 +102,8 @@ void Pass::pool_backward(const Group& group) {
   shared_pooling::run_backward(params, model_);
 }
 
-// The gradient of an input, out of those of its states. What their ReLUs let through takes the states' own place.
+// The gradient of an input, out of those of its states. What their ReLUs let through takes the states' own
+// place.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
   if (!passes(input.first_state)) return torch::stable::new_empty(model_, {0});

@@ -118,8 +118,8 @@ class Pass {
   std::vector<Images> input_raws_;                  // of each input state's preprocessing, where there is one
   std::vector<std::vector<Batch>> ends_, seconds_;  // kept, of each group
   std::vector<Batch> middles_, middle_grads_;       // of the group that runs
-  std::vector<Batch> passed_;                       // gradients that a ReLU lets through, of its rectified terms
-  std::vector<Batch> pooled_;                       // average, maximum of the state that is read
+  std::vector<Batch> passed_;  // gradients that a ReLU lets through, of its rectified terms
+  std::vector<Batch> pooled_;  // average, maximum of the state that is read
   std::vector<Images> states_;
 
   Tensor coefficients_, mixing_grad_, weights_grad_;

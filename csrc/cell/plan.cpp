@@ -76,7 +76,8 @@ Term read_term(Reader& in, const Plan& plan, const Group& group) {
   FASTNAS_CHECK(call != Call::first || std::count(group.middle.begin(), group.middle.end(), index) == 0, kOp,
                 "sums the first half of a separable convolution");
   const int64_t norm = in.index(plan.norms, kNone);
-  FASTNAS_CHECK(call == Call::first || !plan.is_rectified(norm), kOp, "rectifies what is no convolution's end");
+  FASTNAS_CHECK(call == Call::first || !plan.is_rectified(norm), kOp,
+                "rectifies what is no convolution's end");
   return {call, index, norm, in.index(plan.mixing, kNone)};
 }
 
@@ -98,9 +99,9 @@ void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, co
   for (const Row& r : rows) {
     FASTNAS_CHECK(r.out >= 0 && r.out < outputs && r.grad >= 0 && r.grad < grads && r.norm >= 0 &&
                       r.norm < plan.norms && r.channels >= 1 && r.out_channel >= 0 &&
-                      r.out_channel + r.channels <= plan.channels,
+                      r.out_channel + r.channels <= plan.channels && (r.stride == 1 || r.stride == 2),
                   kOp, "has a branch to output ", r.out, " of ", outputs, ", gradient ", r.grad, " of ",
-                  grads, ", norm ", r.norm, " of ", plan.norms);
+                  grads, ", norm ", r.norm, " of ", plan.norms, ", stride ", r.stride);
     written[r.out] += r.channels;
   }
   for (const int64_t channels : written)
@@ -109,8 +110,8 @@ void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, co
 
 Input read_input(Reader& in, const Plan& plan) {
   Input input{static_cast<int64_t>(plan.input_of.size()), in.indices(plan.norms, kNone), in.rows()};
-  FASTNAS_CHECK(!input.norms.empty() && (input.states() == 1 || !input.rows.empty()), kOp,
-                "has an input of ", input.states(), " states");
+  FASTNAS_CHECK(!input.norms.empty() && (input.states() == 1 || !input.rows.empty()), kOp, "has an input of ",
+                input.states(), " states");
   if (!input.rows.empty()) check_rows(input.rows, input.states(), input.states(), plan);
   for (const Row& row : input.rows)
     FASTNAS_CHECK(input.norms[row.out] == row.norm, kOp, "has an input with two norms");
@@ -181,8 +182,8 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
                 kOp, "has ", plan.channels, " channels, stride ", plan.stride, " and ", plan.states,
                 " states");
   plan.affine = in.indices(plan.weights - 2 * plan.channels + 1, kNone);
-  FASTNAS_CHECK(static_cast<int64_t>(plan.affine.size()) == plan.norms, kOp, "has ", plan.norms, " norms and ",
-                plan.affine.size(), " affine parts");
+  FASTNAS_CHECK(static_cast<int64_t>(plan.affine.size()) == plan.norms, kOp, "has ", plan.norms,
+                " norms and ", plan.affine.size(), " affine parts");
   for (int64_t n = in.length(); n > 0; --n) {
     plan.inputs.push_back(read_input(in, plan));
     plan.input_of.insert(plan.input_of.end(), plan.inputs.back().norms.size(),

@@ -64,8 +64,8 @@ struct Plan {
   std::vector<int64_t> affine;
   std::vector<Input> inputs;
   std::vector<int64_t> input_of;  // of each input state
-  std::vector<int64_t> output;  // states that the cell puts side by side
-  std::vector<int64_t> empty;   // nodes that no branch enters
+  std::vector<int64_t> output;    // states that the cell puts side by side
+  std::vector<int64_t> empty;     // nodes that no branch enters
   std::vector<Bias> biases;
   std::vector<Group> groups;
 

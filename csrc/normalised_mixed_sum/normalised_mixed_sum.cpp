@@ -47,13 +47,15 @@ Params common(const Tensor& out, const std::vector<Tensor>& branches, const std:
   return params;
 }
 
-// Enters what rectified branches have: of branch k row rectified[k] of `affine` (rows, 2, C), if that is not -1.
+// Enters what rectified branches have: of branch k row rectified[k] of `affine` (rows, 2, C), if that is not
+// -1.
 void rectify(Params& params, const Tensor& model, const std::optional<Tensor>& affine,
              const std::vector<int64_t>& rectified) {
   if (!affine) return;
   const int64_t rows = affine->dim() == 3 ? affine->size(0) : 0;
   check_dense(*affine, model, {rows, 2, params.channels}, kOp, "affine");
-  FASTNAS_CHECK(rectified.size() == params.branches.size(), kOp, "one row of affine a branch is needed, or -1");
+  FASTNAS_CHECK(rectified.size() == params.branches.size(), kOp,
+                "one row of affine a branch is needed, or -1");
   for (size_t k = 0; k < rectified.size(); ++k) {
     Branch& b = params.branches[k];
     FASTNAS_CHECK(rectified[k] >= -1 && rectified[k] < rows && (rectified[k] < 0 || b.norm != nullptr), kOp,
@@ -82,7 +84,8 @@ void check_once(const std::vector<int64_t>& rows, int64_t count, const char* nam
   }
 }
 
-// Where backward writes what it finds for rectified branches: row i of both tensors, i the branch's row of `affine`.
+// Where backward writes what it finds for rectified branches: row i of both tensors, i the branch's row of
+// `affine`.
 void want(Params& params, const Tensor& grad, const std::vector<int64_t>& rectified, const Tensor& affine,
           const std::optional<Tensor>& passed, const std::optional<Tensor>& affine_grad) {
   const int64_t rows = affine.size(0);

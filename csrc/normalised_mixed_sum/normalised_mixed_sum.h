@@ -7,8 +7,8 @@
 // them) and leaves a, b, c per channel for whoever needs d x_k.
 //
 // A branch may be rectified, w_k ReLU(z_k) in place of w_k (x_k - mean_k) rstd_k, with z_k = scale_k (x_k -
-// mean_k) rstd_k + shift_k. Then g_k, which is g where z_k > 0 and 0 elsewhere, stands in for g, and is written
-// out, since d x_k needs it:
+// mean_k) rstd_k + shift_k. Then g_k, which is g where z_k > 0 and 0 elsewhere, stands in for g, and is
+// written out, since d x_k needs it:
 //   d w_k = sum_c (scale_k rstd_k <g_k, x_k - mean_k> + shift_k <g_k, 1>)_c
 //   d scale_k = w_k rstd_k <g_k, x_k - mean_k>,  d shift_k = w_k <g_k, 1>
 //   d x_k = a (g_k + b (x_k - mean_k) + c),  a = w_k scale_k rstd_k,  b and c as above with g_k

@@ -13,8 +13,8 @@ namespace fastnas::normalised_mixed_sum {
 
 using namespace fastnas::cpu;  // NOLINT: the kernel file is written against cpu's names
 
-// Per channel, in whole vectors: each branch's w rstd and mean. Where a branch of the sum is rectified, its scale
-// rstd in place of w rstd, and each branch's shift.
+// Per channel, in whole vectors: each branch's w rstd and mean. Where a branch of the sum is rectified, its
+// scale rstd in place of w rstd, and each branch's shift.
 template <class T>
 class Factors {
  public:
@@ -104,8 +104,8 @@ int64_t rows_of(const Params& p) {
   return p.is_rectified() ? 2 * branches : branches + 1;
 }
 
-// Gradients of the weights and of affine parts, and the coefficients of the branches' gradients, from the sums
-// (rows, C) over all pixels.
+// Gradients of the weights and of affine parts, and the coefficients of the branches' gradients, from the
+// sums (rows, C) over all pixels.
 template <class T>
 void finish(const Params& p, const Wide<T>* sums) {
   const int64_t branches = static_cast<int64_t>(p.branches.size());

@@ -80,7 +80,8 @@ FASTNAS_INLINE void add_products(const Params& p, const Factors<T>& f, size_t fi
     }
 }
 
-// z_k of branches from `first`, above which the ReLU passes it: minus infinity where a branch is not rectified.
+// z_k of branches from `first`, above which the ReLU passes it: minus infinity where a branch is not
+// rectified.
 template <class T, int K, int V>
 struct Rectifiers {
   Vec<T> scale[K][V], mean[K][V], shift[K][V];
@@ -186,8 +187,8 @@ inline void forward_pixels(const Params& p, const Factors<T>& f, int64_t begin, 
   });
 }
 
-// Adds one chunk's sums to sums (branches + 1, channels), of which the last row is the sum of g; where a branch is
-// rectified (2 branches, channels), of which the second half are the sums of each branch's own.
+// Adds one chunk's sums to sums (branches + 1, channels), of which the last row is the sum of g; where a
+// branch is rectified (2 branches, channels), of which the second half are the sums of each branch's own.
 template <class T>
 inline void backward_pixels(const Params& p, const Factors<T>& f, int64_t begin, int64_t end, Wide<T>* sums) {
   if (f.rectified()) {
