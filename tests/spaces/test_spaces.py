@@ -68,7 +68,7 @@ def test_discrete_networks_have_the_papers_weights(name, weights):
     ],
 )
 def test_spaces_hold_the_papers_number_of_networks(name, networks):
-    assert f"{describe(make_space(name)).networks:.1e}" == networks
+    assert f"{family(name).networks(make_space(name)):.1e}" == networks
 
 
 def test_the_fixed_edges_of_s1_and_s2():
