@@ -47,12 +47,12 @@ class Description:
     stages: tuple[StageDescription, ...]
 
 
-def describe(space: Space, image_size: int = 32) -> Description:
-    """Counts the weights and multiply-adds of ``space`` on square images, without computing anything.
+def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Description:
+    """Counts the weights and multiply-adds of ``space`` on images of one size, without computing anything.
 
     Args:
         space: from ``make_space`` or ``make_network``.
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels, or (height, width).
 
     Raises:
         FastnasError: the images are smaller than the network's reductions allow.
@@ -60,11 +60,12 @@ def describe(space: Space, image_size: int = 32) -> Description:
     >>> describe(make_space("darts", channels=16, layers=8)).parameters
     1930618
     """
-    if image_size < 1:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
         raise FastnasError(f"--image-size must be at least 1, got {image_size}")
     with torch.device("meta"):
         net = build_supernet(space, backend="reference").eval()
-        images = torch.empty(1, space.image_channels, image_size, image_size)
+        images = torch.empty(1, space.image_channels, height, width)
     costs: dict[nn.Module, int] = {}
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 

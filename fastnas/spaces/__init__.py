@@ -3,6 +3,7 @@
 from fastnas.spaces.choice import Choice
 from fastnas.spaces.description import (
     Alpha,
+    Auxiliary,
     Cell,
     Edge,
     Head,
@@ -18,6 +19,7 @@ from fastnas.spaces.drawing import to_dot
 from fastnas.spaces.family import SPACES, Family, family, make_network, make_space, register
 from fastnas.spaces.genotype import AnyGenotype, CellString, Genotype
 from fastnas.spaces.nasbench101 import CellMatrix
+from fastnas.spaces.parts import with_auxiliary, with_imagenet_stem
 from fastnas.spaces.reading import find_genotype, read_genotype
 from fastnas.spaces.s2 import CellSequence
 
@@ -25,6 +27,7 @@ __all__ = [
     "SPACES",
     "Alpha",
     "AnyGenotype",
+    "Auxiliary",
     "Cell",
     "CellMatrix",
     "CellSequence",
@@ -48,4 +51,6 @@ __all__ = [
     "read_genotype",
     "register",
     "to_dot",
+    "with_auxiliary",
+    "with_imagenet_stem",
 ]

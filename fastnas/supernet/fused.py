@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
@@ -95,10 +96,26 @@ class FusedSupernet(Supernet):
         if index not in self._fused:
             return super().cell(index, inputs, mixing)
         assert mixing is not None
+        if self.training and self.drop_path is not None:
+            return self._cell_with_drop_path(index, inputs, mixing)
         # Within torch.autocast images may be bfloat16, which the GPU's kernels take as it is.
         narrow = any(x.dtype == torch.bfloat16 for x in inputs) and self.takes_bfloat16
         dtype = torch.bfloat16 if narrow else self.weights.flat.dtype
         return self._fused[index]([x.to(dtype) for x in inputs], mixing.to(self.weights.flat.dtype))
+
+    def _cell_with_drop_path(self, index: int, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        # The native ops have no weights image by image: plain modules, on views of the fused cell's leaf, which gets
+        # the gradient.
+        fused = self._fused[index]
+        views = {
+            name.removeprefix(fused.prefix): fused.view(name)
+            for name in self.weights.tensors
+            if name.startswith(fused.prefix)
+        }
+        output: Tensor = functional_call(
+            self.stages[index], views, (inputs, mixing, self.node, self.drop_path)
+        )
+        return output
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None or self._is_plain:
@@ -139,6 +156,12 @@ class FusedCell:
         inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
+
+    def view(self, name: str) -> Tensor:
+        """The weight ``name`` as a view of the cell's leaf."""
+        begin = self.net.weights.begin(name) - self.span[0]
+        like = self.net.weights[name]
+        return self.weights[begin : begin + like.numel()].view(like.shape)
 
     def _noise(self, x: Tensor) -> list[Tensor]:
         """What the edges with noise add, drawn as the reference does; ``x`` is the cell's first input."""
