@@ -42,7 +42,7 @@ class _Cell:
 
 
 def read_official(path: Path, progress: Callable[[int], object] | None = None) -> Nasbench101Table:
-    """The table in a record file; about 0.6 GB of memory while it reads the full one.
+    """The table in a record file; about 1 GB of memory while it reads the full one.
 
     Args:
         path: of the file.
