@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastnas.ops.separable_stage import DENSE, Branch
 from fastnas.spaces import Cell
 from fastnas.supernet.arena import Arena
+from fastnas.supernet.mixing import first_weights
 from fastnas.supernet.primitives import BatchNorm, FactorizedReduce
 from fastnas.supernet.reference import MixedCell
 
@@ -19,7 +20,7 @@ SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5, "sep_conv_7x7": 7}
 DILATED = {"dil_conv_3x3": 3, "dil_conv_5x5": 5}
 CONVOLUTIONS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum"}
-FUSED = {"none", "skip_connect", *SEPARABLE, *DILATED, *CONVOLUTIONS, *POOLS}
+FUSED = {"none", "skip_connect", "noise", *SEPARABLE, *DILATED, *CONVOLUTIONS, *POOLS}
 
 NONE = -1  # no norm, no weight
 CALLS = ("state", "first", "second", "average", "maximum")  # in the order of csrc/cell/plan.h
@@ -31,7 +32,9 @@ def is_fused(spec: Cell) -> bool:
         spec.is_mixed
         and not spec.affine
         and all(set(edge.primitives) <= FUSED for edge in spec.edges)
-        and all("nor_conv_3x3" not in edge.primitives or edge.stride == 1 for edge in spec.edges)
+        and all(
+            not {"nor_conv_3x3", "noise"} & set(edge.primitives) or edge.stride == 1 for edge in spec.edges
+        )
     )
 
 
@@ -126,6 +129,8 @@ class CellPlan:
     Attributes:
         preprocessing: of each input.
         groups: of edges, by ascending state.
+        noise: the edges with noise, in the order in which the reference draws it. The cell gets it as further inputs,
+            behind its own, each of which is added to one node; they count as states, before the nodes.
         empty: nodes that no branch enters.
         biases: of convolutions with a bias, by the norm behind them: offsets in the weights. The normalisation takes
             a bias away again, so it is added to the running means alone.
@@ -150,18 +155,25 @@ class CellPlan:
         self.stride = max((e.stride for e in spec.edges if e.source < len(spec.inputs)), default=1)
         self.norms = (end - begin) // (2 * spec.channels)
         self.preprocessing = [self._preprocessing(pre) for pre in module.preprocess]
+        by_target = sorted(range(len(spec.edges)), key=lambda row: spec.edges[row].target)
+        self.noise = [row for row in by_target if "noise" in spec.edges[row].primitives]
+        self.preprocessing += [Preprocessing([], NONE, 1)] * len(self.noise)
         self.biases: dict[int, int] = {}
         self.groups: list[EdgeGroup] = []
         for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
             rows = [i for i, e in enumerate(spec.edges) if (e.source, e.stride) == (state, stride)]
-            self.groups.append(EdgeGroup(state, stride, rows, [spec.edges[row].target for row in rows]))
+            targets = [self._state(spec.edges[row].target) for row in rows]
+            self.groups.append(EdgeGroup(self._state(state), stride, rows, targets))
         for group in self.groups:
             for row in group.edges:
                 primitives = module.edges[row]
                 assert isinstance(primitives, nn.ModuleDict)
                 self._add_edge(group, row, primitives)
+        self.groups += [self._noise_group(len(spec.inputs) + k, row) for k, row in enumerate(self.noise)]
+        self.groups.sort(key=lambda group: group.state)
         entered = {t for g in self.groups for t, terms in zip(g.targets, g.terms, strict=True) if terms}
-        self.empty = [node for node in range(len(spec.inputs), spec.states) if node not in entered]
+        nodes = map(self._state, range(len(spec.inputs), spec.states))
+        self.empty = [node for node in nodes if node not in entered]
         begin, end = weights.span(prefix)
         self.numbers = torch.tensor(self._numbers(end - begin))
 
@@ -176,9 +188,22 @@ class CellPlan:
         norm = self._norm(behind)
         return Preprocessing([*self._convolution(convolution, 1, 0, norm, 0)], norm, 1)
 
+    def _state(self, state: int) -> int:
+        """The number in the plan of a state of the cell."""
+        return state if state < len(self.spec.inputs) else state + len(self.noise)
+
+    def _noise_group(self, state: int, row: int) -> EdgeGroup:
+        """The noise of an edge, as a skip-connection from the input that it comes in as."""
+        edge = self.spec.edges[row]
+        weight = first_weights(self.spec)[row] + edge.primitives.index("noise")
+        group = EdgeGroup(state, 1, [row], [self._state(edge.target)])
+        group.terms.append([Term("state", 0, NONE, weight)])
+        group.pooling.table += [NONE, NONE, NONE, NONE, weight]
+        return group
+
     def _add_edge(self, group: EdgeGroup, row: int, primitives: nn.ModuleDict) -> None:
         edge = self.spec.edges[row]
-        grad = group.targets.index(edge.target)
+        grad = group.targets.index(self._state(edge.target))
         pooled = {"average": (NONE, NONE), "maximum": (NONE, NONE)}
         skip = NONE
         terms: list[Term] = []
@@ -189,7 +214,9 @@ class CellPlan:
             group.outputs += 1
 
         for name, module in primitives.items():
-            weight = row * len(edge.primitives) + edge.primitives.index(name)
+            if name == "noise":  # an input of its own
+                continue
+            weight = first_weights(self.spec)[row] + edge.primitives.index(name)
             layers = list(module.children())
             if name in POOLS:
                 kind = POOLS[name]
@@ -258,11 +285,15 @@ class CellPlan:
         """The plan as csrc/cell/plan.cpp reads it."""
         spec = self.spec
         mixing = sum(len(edge.primitives) for edge in spec.edges)
-        numbers = [spec.channels, self.stride, spec.states, self.norms, weights, mixing]
+        numbers = [spec.channels, self.stride, self._state(spec.states), self.norms, weights, mixing]
         numbers += [len(self.preprocessing)]
         for preprocessing in self.preprocessing:
             numbers += [preprocessing.norm, *_list(preprocessing.table)]
-        numbers += [*_list(spec.output), *_list(self.empty), len(self.biases)]
+        numbers += [
+            *_list([self._state(state) for state in spec.output]),
+            *_list(self.empty),
+            len(self.biases),
+        ]
         for norm, offset in self.biases.items():
             numbers += [norm, offset, self._target_of(norm)]
         return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers())]

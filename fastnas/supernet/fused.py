@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
@@ -17,7 +18,7 @@ from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused
 from fastnas.supernet.fused_cell import fused_cell
-from fastnas.supernet.primitives import MOMENTUM
+from fastnas.supernet.primitives import MOMENTUM, Noise
 from fastnas.supernet.reference import MixedCell, Supernet
 
 
@@ -95,10 +96,26 @@ class FusedSupernet(Supernet):
         if index not in self._fused:
             return super().cell(index, inputs, mixing)
         assert mixing is not None
+        if self.training and self.drop_path is not None:
+            return self._cell_with_drop_path(index, inputs, mixing)
         # Within torch.autocast images may be bfloat16, which the GPU's kernels take as it is.
         narrow = any(x.dtype == torch.bfloat16 for x in inputs) and self.takes_bfloat16
         dtype = torch.bfloat16 if narrow else self.weights.flat.dtype
         return self._fused[index]([x.to(dtype) for x in inputs], mixing.to(self.weights.flat.dtype))
+
+    def _cell_with_drop_path(self, index: int, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        # The native ops have no weights image by image: plain modules, on views of the fused cell's leaf, which gets
+        # the gradient.
+        fused = self._fused[index]
+        views = {
+            name.removeprefix(fused.prefix): fused.view(name)
+            for name in self.weights.tensors
+            if name.startswith(fused.prefix)
+        }
+        output: Tensor = functional_call(
+            self.stages[index], views, (inputs, mixing, self.node, self.drop_path)
+        )
+        return output
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None or self._is_plain:
@@ -123,6 +140,7 @@ class FusedCell:
         training = self.module.training
         if training:
             self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
@@ -135,8 +153,22 @@ class FusedCell:
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
         self._check_pixels(inputs)
+        inputs = [*inputs, *self._noise(inputs[0])]
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
+
+    def view(self, name: str) -> Tensor:
+        """The weight ``name`` as a view of the cell's leaf."""
+        begin = self.net.weights.begin(name) - self.span[0]
+        like = self.net.weights[name]
+        return self.weights[begin : begin + like.numel()].view(like.shape)
+
+    def _noise(self, x: Tensor) -> list[Tensor]:
+        """What the edges with noise add, drawn as the reference does; ``x`` is the cell's first input."""
+        stride = self.plan.preprocessing[0].stride
+        state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
+        noise = Noise(1)
+        return [noise(state) for _ in self.plan.noise]
 
     def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
         stride = self.plan.preprocessing[0].stride * self.plan.stride

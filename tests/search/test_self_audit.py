@@ -9,8 +9,8 @@ import torch
 import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import METHODS, Ends
+from fastnas.runs.interrupt import Interrupt
 from fastnas.search.config import SearchConfig
-from fastnas.search.interrupt import Interrupt
 from fastnas.search.loop import Search
 from fastnas.search.self_audit import damping_for, self_audit
 
