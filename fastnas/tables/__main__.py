@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -107,7 +106,7 @@ def _convert(source: Path, out: Path) -> None:
     check_new(out)
     with tqdm(unit="B", unit_scale=True, disable=None) as bar:
         table = convert(source, out, bar)
-    print(f"{out}: {table.title}, {table.cells:,} cells, {out.stat().st_size / 1e6:.1f} MB", file=sys.stdout)
+    print(f"{out}: {table.title}, {table.cells:,} cells, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

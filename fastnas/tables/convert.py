@@ -39,4 +39,8 @@ def convert(source: Path, out: Path, bar: tqdm[Any] | None = None) -> Nasbench20
     official = official101 if source.suffix == ".tfrecord" else official201
     table: Nasbench201Table | Nasbench101Table = official.read_official(source, progress)
     table.save(out)
-    return table
+    try:
+        return type(table).load(out)
+    except FastnasError as error:
+        out.unlink()
+        raise FastnasError(f"{source} holds numbers that no table can have: {error}") from None

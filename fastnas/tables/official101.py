@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from fastnas.tables.nasbench101 import EPOCHS, METRICS, Nasbench101Table, cell_h
 from fastnas.tables.tfrecord import fields, records
 
 _EVALUATION, _PARAMETERS = 1, 2
+_RUN = struct.Struct(f"<{len(METRICS)}f")
 # metric -> (its field in an evaluation, a factor to what the table holds)
 _FIELDS = {"seconds": (2, 1.0), "train": (3, 100.0), "val": (4, 100.0), "test": (5, 100.0)}
+# What reading a record can raise that is not what it should be.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, struct.error)
 _CHECKED = 500  # Of so many cells spread over the file the hash is computed again.
 
 
@@ -34,7 +38,7 @@ class _Cell:
 
     def __init__(self, packed: tuple[int, list[int]], parameters: int) -> None:
         self.packed, self.parameters = packed, parameters
-        self.runs: dict[int, list[tuple[float, ...]]] = {}
+        self.runs: dict[int, list[bytes]] = {}  # by epochs, METRICS as float32
 
 
 def read_official(path: Path, progress: Callable[[int], object] | None = None) -> Nasbench101Table:
@@ -51,7 +55,7 @@ def read_official(path: Path, progress: Callable[[int], object] | None = None) -
     for number, record in enumerate(records(path, progress)):
         try:
             _add(cells, record)
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+        except _DAMAGE as error:
             raise FastnasError(f"{path}: record {number} is none of NAS-Bench-101 ({error})") from None
     if not cells:
         raise FastnasError(f"{path}: it holds no records")
@@ -67,9 +71,8 @@ def _add(cells: dict[str, _Cell], record: bytes) -> None:
     if cell is None:
         cells[digest] = cell = _Cell(pack_cell(_cell(adjacency, operations)), parameters)
     last = evaluations[-1]
-    cell.runs.setdefault(epochs, []).append(
-        tuple(factor * last[field] for field, factor in (_FIELDS[name] for name in METRICS))
-    )
+    numbers = (factor * last[field] for field, factor in (_FIELDS[name] for name in METRICS))
+    cell.runs.setdefault(epochs, []).append(_RUN.pack(*numbers))
 
 
 def _cell(adjacency: str, operations: str) -> CellMatrix:
@@ -87,8 +90,8 @@ def _metrics(message: bytes) -> tuple[list[dict[int, Any]], int]:
             evaluations.append(dict(fields(value)))
         elif field == _PARAMETERS:
             parameters = value
-    if len(evaluations) != 3:
-        raise ValueError(f"{len(evaluations)} evaluations instead of 3")
+    if len(evaluations) != 3 or not 0 < parameters < 2**31:
+        raise ValueError(f"{len(evaluations)} evaluations instead of 3, {parameters} parameters")
     return evaluations, parameters
 
 
@@ -107,7 +110,8 @@ def _table(path: Path, cells: dict[str, _Cell]) -> Nasbench101Table:
         raise FastnasError(f"{path}: a cell's hash is not hexadecimal ({error})") from None
     if hashes.shape[1:] != (16,):
         raise FastnasError(f"{path}: a cell's hash has not 32 digits")
-    runs = np.array([[cells[digest].runs[e] for e in epochs] for digest in order], dtype=np.float32)
+    packed = b"".join(run for digest in order for e in epochs for run in cells[digest].runs[e])
+    runs = np.frombuffer(packed, "<f4").reshape(len(order), len(epochs), -1, len(METRICS))
     table = Nasbench101Table(
         {
             "epochs": np.array(epochs, dtype=np.int32),

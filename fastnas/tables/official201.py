@@ -33,6 +33,7 @@ _ACCURACIES = {
 _TRAINED_ON = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet16": "ImageNet16-120"}
 _TIMED_ON = _TRAINED_ON | {"cifar10": "cifar10-valid"}
 _SUM = "sum over epochs"
+_LARGEST = 2**31  # of all numbers in a table
 _KEPT = {
     *("meta_archs", "arch2infos", "all_results", "params", "flop", "eval_acc1es", "train_times"),
     *(name for names in _TRAININGS.values() for name in names),
@@ -154,7 +155,9 @@ def _numbers(where: str, info: Any) -> dict[str, float]:
 def _costs(where: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
     row = {}
     for data, trained_on in _TRAINED_ON.items():
-        row[f"{data}_params"] = _mean([1e6 * _number(run, "params") for run in runs.get(trained_on, [])])
+        row[f"{data}_params"] = _mean(
+            [_number(run, "params", factor=1e6) for run in runs.get(trained_on, [])]
+        )
         row[f"{data}_mflops"] = _mean([_number(run, "flop") for run in runs.get(trained_on, [])])
         timed = runs.get(_TIMED_ON[data], [])
         row[TRAINING_TIME[data]] = _mean([_number(run, "train_times", _SUM) for run in timed])
@@ -176,11 +179,12 @@ def _runs(where: str, training: Any) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def _number(run: dict[str, Any], *names: str) -> float:
+def _number(run: dict[str, Any], *names: str, factor: float = 1) -> float:
     value: Any = run
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
-    return float(value) if isinstance(value, int | float) else math.nan
+    known = isinstance(value, int | float) and abs(value) < _LARGEST / factor
+    return factor * float(value) if known else math.nan
 
 
 def _mean(values: list[float]) -> float:

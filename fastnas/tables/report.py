@@ -35,46 +35,44 @@ def top_report(rows: list[Any], dataset: str, split: str) -> str:
 
 
 def _report201(row: Nasbench201Row, cells: int) -> str:
-    lines = [
-        f"NAS-Bench-201, cell {row.index}: {row.arch}",
-        "",
-        f"{'':<15} {'accuracy':>9} {'rank of':>8} {'regret':>8} {'12 epochs':>10}",
-        f"{'':<15} {'%':>9} {cells:>8,} {'points':>8} {'%':>10}",
-    ]
+    lines = [f"NAS-Bench-201, cell {row.index}: {row.arch}", "", *_heading("200 epochs", cells, "12 epochs")]
     for data, result in row.results.items():
-        for split, short in ((result.val, result.val12), (result.test, result.test12)):
-            name = f"{DATASETS[data]} val" if split is result.val else "test"
-            lines.append(f"{name:<19}{_standing(split)} {_number(short):>10}")
-    lines += ["", f"{'':<15} {'parameters':>11} {'MFLOPs':>9} {'training':>10}"]
+        lines.append(f"{DATASETS[data]:<16}val {_standing(result.val)} {_number(result.val12):>10}")
+        lines.append(f"{'':<15}test {_standing(result.test)} {_number(result.test12):>10}")
+    lines += ["", f"{'':<19} {'parameters':>10} {'MFLOPs':>8} {'training':>10}"]
     for data, result in row.results.items():
         seconds = "-" if math.isnan(result.train_seconds) else f"{result.train_seconds:,.0f} s"
-        lines.append(f"{DATASETS[data]:<15} {result.parameters:>11,} {result.mflops:>9.2f} {seconds:>10}")
+        lines.append(f"{DATASETS[data]:<19} {result.parameters:>10,} {result.mflops:>8.2f} {seconds:>10}")
     return "\n".join(lines)
 
 
 def _report101(row: Nasbench101Row, cells: int) -> str:
     lines = [
-        f"NAS-Bench-101, hash {row.hash}: {row.arch}",
+        f"NAS-Bench-101, {row.hash}: {row.arch}",
         f"{row.parameters:,} parameters",
         "",
-        f"{'CIFAR-10':<15} {'accuracy':>9} {'rank of':>8} {'regret':>8} {'runs':>10}",
-        f"{'':<15} {'%':>9} {cells:>8,} {'points':>8} {'%':>10}",
+        *_heading("CIFAR-10", cells, "each run"),
     ]
     for epochs, result in row.results.items():
-        for name, split, runs in (
-            ("val", result.val, result.val_runs),
-            ("test", result.test, result.test_runs),
-        ):
-            title = f"{epochs} epochs {name}"
-            lines.append(f"{title:<19}{_standing(split)}  {' '.join(f'{run:.3f}' for run in runs)}")
-        lines.append(
-            f"{'':<8} trained in {result.train_seconds:,.0f} s to {result.train:.3f}% of training images"
-        )
+        lines.append(f"{f'{epochs} epochs':<16}val {_standing(result.val)}     {_several(result.val_runs)}")
+        lines.append(f"{'':<15}test {_standing(result.test)}     {_several(result.test_runs)}")
+        lines.append(f"{'':<14}train  {result.train:>8.3f} in {result.train_seconds:,.0f} s")
     return "\n".join(lines)
 
 
+def _heading(what: str, cells: int, last: str) -> list[str]:
+    return [
+        f"{what:<19}  {'accuracy':>8} {'rank of':>8} {'regret':>8} {last:>10}",
+        f"{'':<19}  {'%':>8} {cells:>8,} {'points':>8} {'%':>10}",
+    ]
+
+
+def _several(runs: tuple[float, ...]) -> str:
+    return " ".join(f"{run:.3f}" for run in runs)
+
+
 def _standing(found: Standing) -> str:
-    return f" {found.accuracy:>5.3f} {found.rank:>7,} {found.regret:>8.3f}"
+    return f" {found.accuracy:>8.3f} {found.rank:>8,} {found.regret:>8.3f}"
 
 
 def _number(value: float) -> str:

@@ -15,7 +15,6 @@ from fastnas.tables import cell_hash, load_table
 from fastnas.tables.__main__ import main
 from fastnas.tables.convert import convert
 from fastnas.tables.nasbench101 import OPERATIONS, matrix_hash, pack_cell, unpack_cell
-from fastnas.tables.official101 import read_official
 from fastnas.tables.tfrecord import crc32c, fields
 from tests.tables import official101
 
@@ -229,14 +228,33 @@ def flipped(raw, place):
             "a training of 13 epochs",
         ),
         (lambda raw: struct.pack("<Q", 2**63) + raw[8:], r"not a record file"),
+        (lambda raw: official101.framed(b'["00", 108, 1, 1, ""]'), "record 0 is none of NAS-Bench-101"),
+        (
+            lambda raw: official101.framed(one(108, FIRST_PARAMETERS, 1e300)),
+            "record 0 is none of NAS-Bench-101",
+        ),
+        (
+            lambda raw: official101.framed(one(108, 2**31, 0.5)),
+            "3 evaluations instead of 3, 2147483648 parameters",
+        ),
+        (
+            lambda raw: official101.framed(one(108, FIRST_PARAMETERS, 1.5)),
+            "test must lie between 0 and 100, got 150",
+        ),
     ],
 )
 def test_a_damaged_record_file_is_one_sentence(tmp_path, damage, words):
     path = tmp_path / "nasbench_full.tfrecord"
     path.write_bytes(damage(b"".join(map(official101.framed, records()[0]))))
     with pytest.raises(FastnasError, match=words) as caught:
-        read_official(path)
+        convert(path, tmp_path / "table.npz")
     assert str(path) in str(caught.value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def one(epochs, parameters, test):
+    runs = [(epoch, 1.0, 0.5, 0.5, test) for epoch in (0, epochs / 2, epochs)]
+    return official101.record(FIRST_HASH, epochs, FIRST.matrix, FIRST.operations, runs, parameters)
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,8 @@ def test_stand_ins_cannot_be_altered_or_called_for_more(tmp_path):
         (lambda c, r: c["arch2infos"].update({7: {}}), "it holds a cell 7, but there are 1 architectures"),
         (lambda c, r: c["arch2infos"][0].pop("full"), "cell 0 lacks the results of a training"),
         (lambda c, r: r.pop("eval_acc1es"), "cell 0 lacks cifar10_val200; is the file complete?"),
+        (lambda c, r: r["eval_acc1es"].update({"x-valid@199": 10**400}), "cell 0 lacks cifar10_val200"),
+        (lambda c, r: r["eval_acc1es"].update({"x-valid@199": [1]}), "cell 0 lacks cifar10_val200"),
         (lambda c, r: c["arch2infos"][0]["full"]["all_results"].update({9: r}), "a training run is called 9"),
         (lambda c, r: None, "it holds 1 of the 15,625 cells, and a table needs all"),
     ],
