@@ -10,7 +10,7 @@ from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
-from fastnas.supernet.reference import Supernet, smooth_twin
+from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
 
@@ -54,6 +54,7 @@ __all__ = [
     "Supernet",
     "SupernetProblem",
     "build_supernet",
+    "check_auxiliary",
     "cuda_graphs",
     "eagerly",
     "gradient_parts",
