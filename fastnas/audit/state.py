@@ -20,7 +20,7 @@ from fastnas.search.checkpoint import load_checkpoint, read_config
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
-from fastnas.supernet import Batch, SupernetProblem, smooth_twin
+from fastnas.supernet import Batch, Supernet, SupernetProblem, smooth_twin
 
 TWIN_IMAGES = 16
 
@@ -74,11 +74,13 @@ class State:
 
         It is plain PyTorch, which keeps every activation for two derivatives: 250 MB an image for the papers' supernet.
         """
-        net = smooth_twin(self.search.net)
+        net = self.search.net
+        assert isinstance(net, Supernet)  # of a space that reads images
+        twin = smooth_twin(net)
         train, val = (
             (images[:TWIN_IMAGES], labels[:TWIN_IMAGES]) for images, labels in (self.train[0], self.val[0])
         )
-        return Metered(SupernetProblem(net, train, val), self.meter)
+        return Metered(SupernetProblem(twin, train, val), self.meter)
 
     def settings(self, products: Products, watch: Watch | None = None) -> InnerSettings:
         """What an estimator is told, with these products."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastnas._command import clear_errors, explicit_resume, flag_value
 from fastnas.search import SearchConfig, read_config, run_search
+from fastnas.search.table import ranks
 
 DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
 small DARTS supernet. Prints the genotype it found and where the run is."""
@@ -27,7 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     result = run_search(config)
-    print(f"\ngenotype: {result.genotype}\nrun:      {result.out}")
+    print(f"\ngenotype: {result.genotype}")
+    if result.table is not None:
+        print(ranks(result.table, result.genotype))
+    print(f"run:      {result.out}")
 
 
 def _defaults(arguments: list[str]) -> SearchConfig:

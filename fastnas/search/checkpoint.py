@@ -44,6 +44,7 @@ def moving_tensors(step: SearchStep) -> dict[str, Tensor]:
     state = {"weights": net.weights.flat, "alphas": net.alphas.flat, "running": net.running.flat}
     for kind, optimiser in (("sgd", step.weight_optimiser), ("adam", step.alpha_optimiser)):
         state.update({f"{kind}.{name}": tensor for name, tensor in optimiser.state().items()})
+    state.update({f"state.{stream}": tensor for stream, tensor in step.states.items()})
     return state
 
 

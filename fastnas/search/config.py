@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from typing_extensions import Doc
 
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
-from fastnas.data import DATASETS, Augment, default_augment
+from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.spaces.family import SPACE_HELP
@@ -21,6 +21,42 @@ from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
+Filled = TypeVar("Filled")
+
+# As DARTS' authors search for convolutional cells, and for recurrent ones.
+IMAGE_DEFAULTS: dict[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 0.025,
+    "learning_rate_min": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 3e-4,
+    "grad_clip": 5.0,
+    "arch_learning_rate": 3e-4,
+}
+TEXT_DEFAULTS: dict[str, Any] = {
+    "batch_size": 256,
+    "learning_rate": 20.0,
+    "momentum": 0.0,
+    "weight_decay": 5e-7,
+    "grad_clip": 0.25,
+    "arch_learning_rate": 3e-3,
+    "hidden_size": 300,
+    "bptt": 35,
+    "dropout": 0.75,
+    "dropout_state": 0.25,
+    "dropout_input": 0.75,
+    "dropout_embedding": 0.2,
+    "dropout_words": 0.0,
+    "slowness": 1e-3,
+}
+# What belongs to one kind of data alone, and its value where it is not given.
+_OF_TEXT = {name: None for name in TEXT_DEFAULTS if name not in IMAGE_DEFAULTS}
+_OF_IMAGES: dict[str, Any] = {
+    **dict.fromkeys(("primitives", "channels", "layers", "images", "image_size", "crop_padding", "flip")),
+    "train_portion": 0.5,
+    "cutout": 0,
+    "recompute": False,
+}
 NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
 
 
@@ -47,26 +83,49 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images."""
+    """The images, or the text."""
 
     dataset: str = "digits"
-    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, folder or npz."""
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, folder or npz; or text: ptb."""
     data: Path | None = None
-    """Where it lies: the folder of CIFAR's official binary or python files, an image folder, an .npz file."""
+    """Where it lies: the folder of CIFAR's official binary or python files, an image folder, an .npz file; a folder
+    with ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
     images: int | None = None
     """Use only so many of its training images; None: all."""
     image_size: int | None = None
     """Resize and crop an image folder to squares of so many pixels; None: as they are."""
     train_portion: float = 0.5
     """Share of the images that the weights are trained on; alpha gets the rest."""
-    batch_size: int = 64
-    """Images in a minibatch, of either split."""
+    batch_size: int | None = None
+    """Images in a minibatch, of either split, or streams of text; None: 64, or 256 for text."""
     crop_padding: int | None = None
     """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
     flip: bool | None = None
     """Random horizontal flips; None: on for CIFAR, else off."""
     cutout: int = 0
     """Side of a square set to zero at a random place; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A search on text alone (recurrent). None: as its authors did, or none on images."""
+
+    hidden_size: int | None = None
+    """Units of the embedding and of the hidden state; None: 300."""
+    bptt: int | None = None
+    """Words of a window, through which gradients go back; None: 35."""
+    dropout: float | None = None
+    """Of the cell's output, before the decoder; None: 0.75."""
+    dropout_state: float | None = None
+    """Of each state, before the product that leads to a node; None: 0.25."""
+    dropout_input: float | None = None
+    """Of the cell's input; None: 0.75."""
+    dropout_embedding: float | None = None
+    """Of the embedded words; None: 0.2."""
+    dropout_words: float | None = None
+    """Of whole words; None: 0."""
+    slowness: float | None = None
+    """Weight of the training loss's term |h_t - h_(t-1)|^2; None: 0.001."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +173,18 @@ class OptimiserConfig:
 
     epochs: int | None = None
     """Passes over the weights' split; None: 50, or 6 for digits."""
-    learning_rate: float = 0.025
-    """Of the weights, at the start of the cosine schedule."""
-    learning_rate_min: float = 0.001
-    """Of the weights, at its end."""
-    momentum: float = 0.9
-    """Of the weights."""
-    weight_decay: float = 3e-4
-    """Of the weights."""
-    grad_clip: float = 5.0
-    """Largest norm of the weights' gradient."""
-    arch_learning_rate: float = 3e-4
-    """Of alpha."""
+    learning_rate: float | None = None
+    """Of the weights, at the start of the cosine schedule; None: 0.025, or 20 for text."""
+    learning_rate_min: float | None = None
+    """Of the weights, at its end; None: 0.001, or as at the start for text."""
+    momentum: float | None = None
+    """Of the weights; None: 0.9, or 0 for text."""
+    weight_decay: float | None = None
+    """Of the weights; None: 0.0003, or 5e-7 for text."""
+    grad_clip: float | None = None
+    """Largest norm of the weights' gradient; None: 5, or 0.25 for text."""
+    arch_learning_rate: float | None = None
+    """Of alpha; None: 0.0003, or 0.003 for text."""
     arch_weight_decay: float = 1e-3
     """Of alpha."""
 
@@ -158,6 +217,9 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    table: Path | None = None
+    """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
+    epoch's cell and what the best one has more. The search itself stays the same to the bit."""
     resume: Path | None = None
     """Go on with the run in this folder, to the same end as if it had never stopped. (Bare, it means --out's.)"""
 
@@ -172,6 +234,7 @@ class SearchConfig(Options):
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    text: TextConfig = field(default_factory=TextConfig)
 
     def resolved(self) -> SearchConfig:
         """The same with every default that depends on another field filled in, checked.
@@ -186,22 +249,31 @@ class SearchConfig(Options):
         found = family(options["space"], options["primitives"])
         sizes = found.small if small else found.search
         augment = default_augment(options["dataset"])
-        defaults = {
+        of_images = {
+            **IMAGE_DEFAULTS,
             "primitives": found.primitives,
             "channels": sizes.channels,
             "layers": sizes.layers,
-            "inner_steps": method(options["method"]).inner_steps,
-            "epochs": 6 if small else 50,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
+        }
+        of_text = {
+            **TEXT_DEFAULTS,
+            "learning_rate_min": options["learning_rate"] or TEXT_DEFAULTS["learning_rate"],
+        }
+        defaults = {
+            **(of_text if found.reads == "text" else of_images),
+            "inner_steps": method(options["method"]).inner_steps,
+            "epochs": 6 if small else 50,
             # Sums in another number of threads round differently: a resumed run takes the number of its start.
             "threads": torch.get_num_threads(),
         }
         for name, value in defaults.items():
             if options[name] is None:
                 options[name] = value
-        if options["data"] is not None:
-            options["data"] = str(Path(options["data"]).expanduser().absolute())
+        for name in ("data", "table"):
+            if options[name] is not None:
+                options[name] = str(Path(options[name]).expanduser().absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
@@ -211,17 +283,34 @@ class SearchConfig(Options):
         d = self.images
         return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
 
+    @property
+    def reads(self) -> str:
+        """What its space reads, "images" or "text"."""
+        return family(self.network.space).reads
+
     def free(self) -> frozenset[str]:
         """Names of the fields that do not change the search's numbers."""
-        more = {"graphs", "recompute", "audit_every"}
+        more = {"graphs", "recompute", "audit_every", "table"}
         return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
+
+
+def filled(value: Filled | None) -> Filled:
+    """A value of a resolved configuration, which has no default any more."""
+    assert value is not None
+    return value
+
+
+def weight_dtype(name: str) -> torch.dtype:
+    """Of weights and alpha, for a ``--dtype``; bf16 is about activations alone."""
+    found: torch.dtype = torch.float32 if name == "bf16" else getattr(torch, name)
+    return found
 
 
 def _check_names(options: dict[str, Any]) -> None:
     family(options["space"], options["primitives"])
     method(options["method"])
     choices = {
-        "dataset": DATASETS,
+        "dataset": (*DATASETS, *CORPORA),
         "backend": BACKENDS,
         "dtype": DTYPES,
         "graphs": GRAPHS,
@@ -230,11 +319,36 @@ def _check_names(options: dict[str, Any]) -> None:
         "difference_scheme": SCHEMES,
     }
     check_choices(options, choices)
+    _check_task(options)
 
+
+def _check_task(options: dict[str, Any]) -> None:
+    """Images for a space that reads them, text for one that reads text, and none of the other's options."""
+    space, dataset = options["space"], options["dataset"]
+    text = family(space).reads == "text"
+    if text != (dataset in CORPORA):
+        wanted = f"--dataset {CORPORA[0]}" if text else "a data set of images"
+        raise FastnasError(
+            f"space {space} reads {'text' if text else 'images'}, and {dataset} is {'images' if text else 'text'}; "
+            f"take {wanted}, or another --space"
+        )
+    for name, default in (_OF_IMAGES if text else _OF_TEXT).items():
+        if options[name] != default:
+            raise FastnasError(
+                f"{flag(name)} is about {'images' if text else 'text'}, and space {space} reads "
+                f"{'text' if text else 'images'}: leave it out"
+            )
+
+
+_DROPOUT = ("dropout", "dropout_state", "dropout_input", "dropout_embedding", "dropout_words")
 
 _BOUNDS: Bounds = {
     "channels": (1, True),
     "layers": (1, True),
+    "hidden_size": (1, True),
+    "bptt": (1, True),
+    "slowness": (0, True),
+    **{name: (0, True) for name in _DROPOUT},
     "images": (2, True),
     "image_size": (1, True),
     "train_portion": (0, False),
@@ -287,8 +401,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    if not options["momentum"] < 1:
-        raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
+    for name in ("momentum", *_DROPOUT):
+        if options[name] is not None and not options[name] < 1:
+            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
 
 
 def _check_early_stop(options: dict[str, Any]) -> None:

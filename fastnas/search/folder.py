@@ -33,7 +33,7 @@ class RunFolder(Folder):
 
     COMMAND = "fastnas.search"
     DOING = "searching"
-    ROW = frozenset({"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "genotype"})
+    ROW = frozenset({"epoch", "train_loss", "val_loss", "genotype"})
 
     @classmethod
     def for_config(cls, config: SearchConfig) -> RunFolder:

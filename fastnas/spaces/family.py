@@ -5,18 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from fastnas.errors import FastnasError
-from fastnas.spaces import choice, darts, nasbench1shot1, nasbench101, nasbench201, robustdarts, s1, s2
+from fastnas.spaces import (
+    choice,
+    darts,
+    nasbench1shot1,
+    nasbench101,
+    nasbench201,
+    recurrent,
+    robustdarts,
+    s1,
+    s2,
+)
 from fastnas.spaces.choice import Choice
 from fastnas.spaces.counting import one_an_edge, two_edges_a_node
 from fastnas.spaces.description import Space
 from fastnas.spaces.genotype import DISCRETE_PRIMITIVES, AnyGenotype, CellString, Genotype
 from fastnas.spaces.nasbench101 import CellMatrix
 from fastnas.spaces.published import PUBLISHED, PUBLISHED_IN_ROBUSTDARTS
+from fastnas.spaces.recurrent import RecurrentGenotype
 from fastnas.spaces.s2 import CellSequence
 
 
@@ -44,6 +55,8 @@ class Family:
         primitives: those on its edges, if others may be put there (``supernet`` and ``derive`` take them by the
             keyword ``primitives`` then); None: they are the space's own.
         layers_of: genotype -> the layers that its network has; None: as many as one likes.
+        reads: "images" or "text". Of a space that reads text ``channels`` are the units of its hidden state and
+            ``classes`` the words of the vocabulary; ``layers`` and ``image_channels`` mean nothing.
     """
 
     name: str
@@ -58,6 +71,7 @@ class Family:
     networks: Callable[[Space], int] | None = None
     primitives: tuple[str, ...] | None = None
     layers_of: Callable[[Any], int] | None = None
+    reads: Literal["images", "text"] = "images"
 
     @classmethod
     def of_supernet(
@@ -209,6 +223,19 @@ _FAMILIES = (
     _robustdarts("s2", Sizes(16, 20)),
     _robustdarts("s3", Sizes(36, 20)),
     _robustdarts("s4", Sizes(16, 20)),
+    Family(
+        "recurrent",
+        recurrent.supernet,
+        recurrent.network,
+        recurrent.derive,
+        RecurrentGenotype,
+        search=Sizes(300, 1),
+        evaluation=Sizes(850, 1),
+        small=Sizes(300, 1),
+        published=recurrent.PUBLISHED,
+        networks=lambda space: recurrent.NETWORKS,
+        reads="text",
+    ),
 )
 SPACES = {found.name: found for found in _FAMILIES}
 _OWN = frozenset(SPACES)

@@ -33,7 +33,7 @@ class Statistics:
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over (N, H, W) whose running statistics move only in training mode while ``statistics.moving``.
+    """BatchNorm over all but the channels; running statistics move only in training mode while ``statistics.moving``.
 
     With ``affine`` it has a scale and a shift, without it none. Momentum 0.1 and eps 1e-5 as in nn.BatchNorm2d.
     """
@@ -67,8 +67,9 @@ class BatchNorm(nn.Module):
     def _composed(self, x: Tensor) -> Tensor:
         """With the batch's statistics; the running ones stay."""
 
-        off = x - x.mean((0, 2, 3), keepdim=True)
-        normalised = off * torch.rsqrt(off.square().mean((0, 2, 3), keepdim=True) + EPS)
+        others = [dimension for dimension in range(x.dim()) if dimension != 1]
+        off = x - x.mean(others, keepdim=True)
+        normalised = off * torch.rsqrt(off.square().mean(others, keepdim=True) + EPS)
         if self.weight is None or self.bias is None:
             return normalised
         return normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.errors import FastnasError
-from fastnas.spaces import Alpha, Auxiliary, Cell, Head, MatrixCell, Mixing, Pool, Residual, Space, Stem
-from fastnas.supernet.arena import Arena
+from fastnas.spaces import Auxiliary, Cell, Head, MatrixCell, Mixing, Pool, Residual, Space, Stem
+from fastnas.supernet.executor import Executor, initial_alpha
 from fastnas.supernet.matrix_cell import MatrixCellModule
 from fastnas.supernet.mixing import CellMixing, first_weights
 from fastnas.supernet.primitives import (
@@ -29,7 +28,7 @@ NodeSum: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor] | None], Tenso
 Norm: TypeAlias = Callable[[int], BatchNorm]
 
 
-class Supernet(nn.Module):
+class Supernet(Executor):
     """Executes a :class:`Space`: images (B, C, H, W) -> logits (B, classes).
 
     The weights are ``parameters()``; architecture parameters are kept apart from them.
@@ -41,10 +40,8 @@ class Supernet(nn.Module):
 
     Attributes:
         space: the description that it executes.
-        weights: arena of the P weights, in the order of ``named_parameters()``: stem, cells (preprocessing, then
-            edges by target and source, primitives in the space's order), head, auxiliary head.
-        alphas: arena of the H architecture parameters, before the softmax; empty for a discrete network.
-        running: arena of the BatchNorms' running statistics.
+        weights: in the order stem, cells (preprocessing, then edges by target and source, primitives in the space's
+            order), head, auxiliary head.
         drop_path: probability, (), with which training drops each primitive's output but an identity's, image by image;
             read anew in every forward pass. None: nothing is dropped.
     """
@@ -59,18 +56,13 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self._statistics = Statistics()
         self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
         self.auxiliary = self._auxiliary()
         self.drop_path: Tensor | None = None
         if smooth:
             smooth_(self)
-        alphas = {alpha.name: _initial_alpha(alpha) for alpha in space.alphas}
-        # On the device that the modules were made on, if that is not the default one (torch.device("meta")).
-        device = next(self.parameters()).device if device == "cpu" else device
-        self.weights = Arena(dict(self.named_parameters()), dtype=dtype, device=device)
-        self.running = Arena(dict(self.named_buffers()), dtype=dtype, device=device)
-        self.alphas = Arena(alphas, dtype=dtype, device=device)
+        alphas = {alpha.name: initial_alpha(alpha) for alpha in space.alphas}
+        self._gather(alphas, dtype, device)
         self._mixing = {
             spec.mixing: CellMixing(spec, space.alphas)
             for spec in space.stages
@@ -114,34 +106,6 @@ class Supernet(nn.Module):
             return sum(branches[1:], start=branches[0])
         first, *rest = (weight * branch for weight, branch in zip(weights, branches, strict=True))
         return sum(rest, start=first)
-
-    @contextmanager
-    def frozen_statistics(self) -> Iterator[None]:
-        """Within it, BatchNorms in training mode use the batch's statistics and leave the running ones alone."""
-        self._statistics.moving = False
-        try:
-            yield
-        finally:
-            self._statistics.moving = True
-
-    @contextmanager
-    def composed_norms(self) -> Iterator[None]:
-        """Within it BatchNorms in training mode are differentiable in every way; use with frozen statistics."""
-        self._statistics.composed = True
-        try:
-            yield
-        finally:
-            self._statistics.composed = False
-
-    @contextmanager
-    def twice_differentiable(self) -> Iterator[None]:
-        """Within it a forward pass may be differentiated twice, by the arenas' ``tensors``."""
-        yield
-
-    @property
-    def statistics_move(self) -> bool:
-        """Whether a forward pass in training mode moves the running statistics."""
-        return self._statistics.moving
 
     def _stage(self, index: int) -> nn.Module:
         spec, c_in = self.space.stages[index], self.space.in_channels(index)
@@ -333,8 +297,3 @@ def _stem(spec: Stem, c_in: int, norm: Norm) -> nn.Sequential:
         layers += [nn.ReLU()] if left or spec.rectified else []
         c_in = channels
     return nn.Sequential(*layers)
-
-
-def _initial_alpha(alpha: Alpha) -> nn.Parameter:
-    """1e-3 N(0, 1), as DARTS starts."""
-    return nn.Parameter(1e-3 * torch.randn(alpha.shape))
