@@ -123,6 +123,8 @@ class RunConfig:
 class RetrainConfig(Options):
     """A retraining, whole. Every field of the groups is a flag and a keyword of ``fastnas.retrain.retrain``."""
 
+    FREE = Options.FREE | {"workers"}
+
     network: NetworkConfig = field(default_factory=NetworkConfig)
     images: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -231,7 +233,7 @@ def _check(options: Mapping[str, Any]) -> None:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     if options["test_data"] is not None and options["dataset"] not in ("folder", "npz"):
         raise FastnasError(
-            f"--test-data is of folder and npz; {options['dataset']} has a test set, or holds images out"
+            f"--test-data is for folder and npz; the data set {options['dataset']} brings its own, or holds images out"
         )
     if options["nesterov"] and not options["momentum"]:
         raise FastnasError("--nesterov needs --momentum, got 0")

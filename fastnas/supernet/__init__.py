@@ -13,7 +13,7 @@ from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
 from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork
-from fastnas.supernet.reference import Supernet, smooth_twin
+from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
 
@@ -84,6 +84,7 @@ __all__ = [
     "SupernetProblem",
     "build_recurrent",
     "build_supernet",
+    "check_auxiliary",
     "cuda_graphs",
     "eagerly",
     "gradient_parts",
