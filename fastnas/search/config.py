@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from typing_extensions import Doc
@@ -15,6 +15,14 @@ from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
 from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.text import (
+    OF_TEXT,
+    TEXT_BOUNDS,
+    TEXT_DEFAULTS,
+    TextConfig,
+    check_left_out,
+    check_rates,
+)
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.spaces.family import SPACE_HELP, Sizes
@@ -22,8 +30,6 @@ from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
-Filled = TypeVar("Filled")
-
 # As DARTS' authors search for convolutional cells, and for recurrent ones.
 IMAGE_DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
@@ -34,7 +40,7 @@ IMAGE_DEFAULTS: dict[str, Any] = {
     "grad_clip": 5.0,
     "arch_learning_rate": 3e-4,
 }
-TEXT_DEFAULTS: dict[str, Any] = {
+SEARCH_ON_TEXT: dict[str, Any] = {
     "batch_size": 256,
     "learning_rate": 20.0,
     "momentum": 0.0,
@@ -42,16 +48,9 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "grad_clip": 0.25,
     "arch_learning_rate": 3e-3,
     "hidden_size": 300,
-    "bptt": 35,
-    "dropout": 0.75,
-    "dropout_state": 0.25,
-    "dropout_input": 0.75,
-    "dropout_embedding": 0.2,
-    "dropout_words": 0.0,
-    "slowness": 1e-3,
+    **TEXT_DEFAULTS,
 }
 # What belongs to one kind of data alone, and its value where it is not given.
-_OF_TEXT = {name: None for name in TEXT_DEFAULTS if name not in IMAGE_DEFAULTS}
 _OF_IMAGES: dict[str, Any] = {
     **dict.fromkeys(("primitives", "channels", "layers", "images", "image_size", "crop_padding", "flip")),
     **dict.fromkeys(("auxiliary", "drop_path", "cutout")),
@@ -114,28 +113,6 @@ class DataConfig:
     """Random horizontal flips; None: on for CIFAR, else off."""
     cutout: int | None = None
     """Side of a square set to zero at a random place; None: 0, off, or consistency's."""
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """A search on text alone (recurrent). None: as its authors did, or none on images."""
-
-    hidden_size: int | None = None
-    """Units of the embedding and of the hidden state; None: 300."""
-    bptt: int | None = None
-    """Words of a window, through which gradients go back; None: 35."""
-    dropout: float | None = None
-    """Of the cell's output, before the decoder; None: 0.75."""
-    dropout_state: float | None = None
-    """Of each state, before the product that leads to a node; None: 0.25."""
-    dropout_input: float | None = None
-    """Of the cell's input; None: 0.75."""
-    dropout_embedding: float | None = None
-    """Of the embedded words; None: 0.2."""
-    dropout_words: float | None = None
-    """Of whole words; None: 0."""
-    slowness: float | None = None
-    """Weight of the training loss's term |h_t - h_(t-1)|^2; None: 0.001."""
 
 
 @dataclass(frozen=True)
@@ -266,10 +243,8 @@ class SearchConfig(Options):
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
         }
-        of_text = {
-            **TEXT_DEFAULTS,
-            "learning_rate_min": options["learning_rate"] or TEXT_DEFAULTS["learning_rate"],
-        }
+        rate = options["learning_rate"] or SEARCH_ON_TEXT["learning_rate"]
+        of_text = {**SEARCH_ON_TEXT, "learning_rate_min": rate}
         defaults = {
             **(of_text if found.reads == "text" else of_images),
             "inner_steps": method(options["method"]).inner_steps,
@@ -316,12 +291,6 @@ def _as_retrained(options: dict[str, Any]) -> dict[str, Any]:
     return {name: recipe.get(name, value) for name, value in found.items()}
 
 
-def filled(value: Filled | None) -> Filled:
-    """A value of a resolved configuration, which has no default any more."""
-    assert value is not None
-    return value
-
-
 def weight_dtype(name: str) -> torch.dtype:
     """Of weights and alpha, for a ``--dtype``; bf16 is about activations alone."""
     found: torch.dtype = torch.float32 if name == "bf16" else getattr(torch, name)
@@ -354,23 +323,16 @@ def _check_task(options: dict[str, Any]) -> None:
             f"space {space} reads {'text' if text else 'images'}, and {dataset} is {'images' if text else 'text'}; "
             f"take {wanted}, or another --space"
         )
-    for name, default in (_OF_IMAGES if text else _OF_TEXT).items():
-        if options[name] != default:
-            raise FastnasError(
-                f"{flag(name)} is about {'images' if text else 'text'}, and space {space} reads "
-                f"{'text' if text else 'images'}: leave it out"
-            )
+    if text:
+        check_left_out(options, _OF_IMAGES, "images", "text")
+    else:
+        check_left_out(options, OF_TEXT, "text", "images")
 
-
-_DROPOUT = ("dropout", "dropout_state", "dropout_input", "dropout_embedding", "dropout_words")
 
 _BOUNDS: Bounds = {
     "channels": (1, True),
     "layers": (1, True),
-    "hidden_size": (1, True),
-    "bptt": (1, True),
-    "slowness": (0, True),
-    **{name: (0, True) for name in _DROPOUT},
+    **TEXT_BOUNDS,
     "images": (2, True),
     "image_size": (1, True),
     "train_portion": (0, False),
@@ -425,9 +387,10 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    for name in ("momentum", "drop_path", *_DROPOUT):
+    for name in ("momentum", "drop_path"):
         if options[name] is not None and not options[name] < 1:
             raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_rates(options)
 
 
 def _check_early_stop(options: dict[str, Any]) -> None:

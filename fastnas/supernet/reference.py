@@ -260,6 +260,16 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.second(self.first(x))
 
 
+def check_auxiliary(spec: Auxiliary, height: int, width: int) -> None:
+    """Raises FastnasError if images of this size behind its cell are too small for the auxiliary head."""
+    smallest = 5 + spec.pool_stride  # two windows of its pooling
+    if min(height, width) < smallest:
+        raise FastnasError(
+            f"the auxiliary head needs images of {smallest}x{smallest} behind its cell, got {height}x{width}: "
+            "take larger images, or no auxiliary head"
+        )
+
+
 class AuxiliaryHead(nn.Module):
     """The second classifier of an :class:`Auxiliary`: (B, C, H, W) -> (B, classes).
 
@@ -281,17 +291,13 @@ class AuxiliaryHead(nn.Module):
             *([BatchNorm(second, True, statistics)] if spec.normalise_last else []),
             nn.ReLU(),
         )
-        self.smallest = 5 + spec.pool_stride  # of the images' sides: two windows
+        self.spec = spec
         self.classifier = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(second, spec.classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.smallest:
-            raise FastnasError(
-                f"the auxiliary head needs images of {self.smallest}x{self.smallest} behind its cell, got "
-                f"{x.shape[2]}x{x.shape[3]}: take larger images, or no auxiliary head"
-            )
+        check_auxiliary(self.spec, x.shape[2], x.shape[3])
         output: Tensor = self.classifier(self.features(x))
         return output
 
