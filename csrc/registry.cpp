@@ -24,15 +24,19 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
       "Tensor(b!)[] weights_grad, Tensor(c!)[] source_grads) -> ()");
 
   // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`,
-  // or -1. With `add`, out += that.
+  // or -1. With `add`, out += that. Branches that name a row of `affine` (rows, 2, C), and not -1, are rectified:
+  // w_k ReLU(scale (branch_k - mean_k) rstd_k + shift).
   m.def(
       "normalised_mixed_sum(Tensor[] branches, int[] norms, Tensor weights, int[] indices, Tensor "
       "statistics, "
-      "float eps, Tensor(a!) out, bool add=False) -> ()");
+      "float eps, Tensor(a!) out, bool add=False, Tensor? affine=None, int[] rectified=[]) -> ()");
+  // Of rectified branches also writes affine_grad and, each row's images behind the other, `passed`, which stands
+  // for `grad` in their gradients.
   m.def(
       "normalised_mixed_sum_backward(Tensor grad, Tensor[] branches, int[] norms, Tensor weights, int[] "
       "indices, "
-      "Tensor statistics, float eps, bool training, Tensor(a!) coefficients, Tensor(b!) weights_grad) -> ()");
+      "Tensor statistics, float eps, bool training, Tensor(a!) coefficients, Tensor(b!) weights_grad, "
+      "Tensor? affine=None, int[] rectified=[], Tensor(c!)? passed=None, Tensor(d!)? affine_grad=None) -> ()");
 
   // Average- and max-pooling 3x3, each if wanted, and their mean and variance into rows of `statistics`.
   m.def(
@@ -53,6 +57,13 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
       "cell_backward(Tensor plan, Tensor(a!) grad, Tensor out, Tensor[] kept, Tensor[] inputs, "
       "Tensor mixing, Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted, "
       "bool[] inputs_wanted) -> (Tensor, Tensor, Tensor[])");
+
+  // A node of a recurrent supernet, sum_j sum_k mixing_jk (s_j + c_j (f_k(h_j) - s_j)), with gates c and
+  // values h the halves of `raw`.
+  m.def("highway_sum(Tensor mixing, Tensor states, Tensor raw) -> Tensor");
+  m.def(
+      "highway_sum_backward(Tensor grad, Tensor mixing, Tensor states, Tensor raw) -> (Tensor, Tensor, "
+      "Tensor)");
 
   // Below, `rate`, () of float64, stands for the learning rate or gamma where it is given: a number on the
   // device, which a captured graph reads anew.

@@ -1,4 +1,6 @@
 // A pass backward: groups of edges from the last state to the first, then the preprocessing.
+#include <algorithm>
+
 #include "cell/pass.h"
 #include "cell/pixels.h"
 
@@ -48,11 +50,19 @@ void Pass::read_backward(size_t index) {
   reserve(middles_, group.middle.size());
   reserve(middle_grads_, group.middle.size());
   const std::vector<Images> firsts = firsts_of(index);
+  reserve(passed_, group.rectified);
+  const std::vector<Images> passed = images_of_all(passed_, group.rectified);
+  auto next_passed = passed.begin();
   std::vector<normalised_mixed_sum::Params> sums;
-  for (size_t t = 0; t < group.targets.size(); ++t)
-    if (!group.terms[t].empty())
-      sums.push_back(
-          sum_backward(grads_[group.targets[t]], branches_of(index, firsts, group.terms[t]), group.terms[t]));
+  for (size_t t = 0; t < group.targets.size(); ++t) {
+    const std::vector<Term>& terms = group.terms[t];
+    if (terms.empty()) continue;
+    const auto rectified = std::count_if(terms.begin(), terms.end(),
+                                         [&](const Term& term) { return plan_.is_rectified(term.norm); });
+    sums.push_back(sum_backward(grads_[group.targets[t]], branches_of(index, firsts, terms), terms,
+                                {next_passed, next_passed + rectified}));
+    next_passed += rectified;
+  }
   if (!sums.empty()) normalised_mixed_sum::run_backward(sums, model_);
   if (!passes(group.state)) return;
   const Images &x = states_[group.state], &x_grad = grads_[group.state];
@@ -66,6 +76,7 @@ void Pass::read_backward(size_t index) {
                    group.second, middle_grads, false);
   }
   grads.insert(grads.end(), middle_grads.begin(), middle_grads.end());
+  grads.insert(grads.end(), passed.begin(), passed.end());
   if (!group.first.empty()) {
     stage_backward(grads, firsts, {x}, {kNone}, group.first, {x_grad}, begun_[group.state]);
     begun_[group.state] = true;
@@ -91,19 +102,29 @@ void Pass::pool_backward(const Group& group) {
   shared_pooling::run_backward(params, model_);
 }
 
-// The gradient of an input, out of that of its state.
+// The gradient of an input, out of those of its states. What their ReLUs let through takes the states' own
+// place.
 Tensor Pass::preprocess_backward(size_t i) {
   const Input& input = plan_.inputs[i];
-  if (!passes(static_cast<int64_t>(i))) return torch::stable::new_empty(model_, {0});
-  begin_grad(static_cast<int64_t>(i));
-  if (input.rows.empty()) return channels_last(own_grads_[i].tensor);
-  const Images& raw = input_raws_[i];
-  normalised_mixed_sum::run_backward({sum_backward(grads_[i], {raw}, {{Call::first, 0, input.norm, kNone}})},
-                                     model_);
+  if (!passes(input.first_state)) return torch::stable::new_empty(model_, {0});
+  if (input.rows.empty()) {
+    begin_grad(input.first_state);
+    return channels_last(own_grads_[input.first_state].tensor);
+  }
+  const std::vector<Images> raws = raws_of(input);
+  std::vector<Images> grads;
+  std::vector<normalised_mixed_sum::Params> sums;
+  for (int64_t k = 0; k < input.states(); ++k) {
+    begin_grad(input.first_state + k);
+    grads.push_back(grads_[input.first_state + k]);
+    const std::vector<Term> terms = {{Call::first, 0, input.norms[k], kNone}};
+    sums.push_back(sum_backward(grads[k], {raws[k]}, terms, {grads[k]}));
+  }
+  normalised_mixed_sum::run_backward(sums, model_);
   const Images x = input_images(i);
   const Tensor grad = new_images(model_, x.count, x.channels, x.height, x.width);
   const Images x_grad = images_of(grad, kOp, "x_grad");
-  stage_backward({grads_[i]}, {raw}, {x}, {kNone}, input.rows, {x_grad}, false);
+  stage_backward(grads, raws, {x}, {kNone}, input.rows, {x_grad}, false);
   return grad;
 }
 

@@ -19,7 +19,7 @@ Tensor Pass::forward() {
 // Where the nodes lie: in the output, or each in a batch of its own from make().
 template <class Make>
 void Pass::place_nodes(const Images& out, const Make& make) {
-  for (int64_t state = static_cast<int64_t>(plan_.inputs.size()); state < plan_.states; ++state) {
+  for (int64_t state = static_cast<int64_t>(plan_.input_of.size()); state < plan_.states; ++state) {
     if (is_own(state)) own_.push_back(make());
     states_[state] = is_own(state) ? own_.back().images : slice(out, plan_.slot(state));
   }
@@ -55,23 +55,34 @@ void Pass::preprocess(size_t i, bool training) {
   const Images x = input_images(i);
   const Input& input = plan_.inputs[i];
   if (input.rows.empty()) {
-    states_[i] = x;
+    states_[input.first_state] = x;
     return;
   }
-  projected_.push_back(batch(states_[0].height, states_[0].width));
-  const Images& raw = projected_.back().images;
-  separable_stage::run_forward(stage({x}, {kNone}, input.rows, {raw}, training), model_);
-  normalise(i, raw);
+  for (int64_t k = 0; k < input.states(); ++k) {
+    projected_.push_back(batch(states_[0].height, states_[0].width));
+    input_raws_[input.first_state + k] = projected_.back().images;
+  }
+  separable_stage::run_forward(stage({x}, {kNone}, input.rows, raws_of(input), training), model_);
+  normalise(i);
 }
 
-// The state of an input from the raw output of its preprocessing.
-void Pass::normalise(size_t i, const Images& raw) {
-  input_raws_[i] = raw;
-  input_states_.push_back(batch(raw.height, raw.width));
-  states_[i] = input_states_.back().images;
+// The states of an input from the raw outputs of its preprocessing.
+void Pass::normalise(size_t i) {
   const Input& input = plan_.inputs[i];
-  normalised_mixed_sum::run_forward({sum({raw}, {{Call::first, 0, input.norm, kNone}}, states_[i], false)},
-                                    model_);
+  std::vector<normalised_mixed_sum::Params> sums;
+  for (int64_t k = 0; k < input.states(); ++k) {
+    const Images& raw = input_raws_[input.first_state + k];
+    input_states_.push_back(batch(raw.height, raw.width));
+    Images& state = states_[input.first_state + k] = input_states_.back().images;
+    sums.push_back(sum({raw}, {{Call::first, 0, input.norms[k], kNone}}, state, false));
+  }
+  normalised_mixed_sum::run_forward(sums, model_);
+}
+
+// The raw outputs of an input's preprocessing.
+std::vector<Images> Pass::raws_of(const Input& input) const {
+  const auto first = input_raws_.begin() + input.first_state;
+  return {first, first + input.states()};
 }
 
 // All convolutions of a group, up to their raw outputs.
@@ -124,7 +135,10 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
     return batch(tensor, height, width);
   };
   for (const Input& input : plan_.inputs)
-    if (!input.rows.empty()) projected_.push_back(take(states_[0].height, states_[0].width));
+    for (int64_t k = 0; k < input.states() && !input.rows.empty(); ++k) {
+      projected_.push_back(take(states_[0].height, states_[0].width));
+      input_raws_[input.first_state + k] = projected_.back().images;
+    }
   place_nodes(whole, [&] { return take(height_, width_); });
   const auto take_all = [&](std::vector<std::vector<Batch>>& groups, auto count) {
     for (const Group& group : plan_.groups) {
@@ -135,12 +149,11 @@ void Pass::restore(const Tensor& out, const std::vector<Tensor>& kept) {
   take_all(ends_, [](const Group& group) { return group.ends.size(); });
   take_all(seconds_, [](const Group& group) { return group.middle.size(); });
   FASTNAS_CHECK(taken == kept.size(), kOp, "too many tensors were kept");
-  size_t projected = 0;
   for (size_t i = 0; i < plan_.inputs.size(); ++i)
     if (plan_.inputs[i].rows.empty())
-      states_[i] = input_images(i);
+      states_[plan_.inputs[i].first_state] = input_images(i);
     else
-      normalise(i, projected_[projected++].images);
+      normalise(i);
 }
 
 }  // namespace fastnas::cell

@@ -12,7 +12,7 @@ Pass::Pass(const Plan& plan, const Arguments& given)
       dtype_(kernel_dtype(model_)),
       element_(size_of(dtype_)),
       number_(size_of(kernel_dtype(given.statistics))),
-      input_raws_(plan.inputs.size()),
+      input_raws_(plan.input_of.size()),
       states_(plan.states),
       coefficients_(given.statistics),
       mixing_grad_(given.mixing),
@@ -75,6 +75,12 @@ const char* Pass::weight(int64_t index) const {
   return static_cast<const char*>(given_.mixing.data_ptr()) + index * number_;
 }
 
+// Scale and shift behind a norm, where it has them.
+const char* Pass::affine(int64_t norm) const {
+  if (!plan_.is_rectified(norm)) return nullptr;
+  return static_cast<const char*>(given_.weights.data_ptr()) + plan_.affine[norm] * number_;
+}
+
 // ---------------------------------------------------------------------------- calls of the ops
 
 separable_stage::Params Pass::stage(const std::vector<Images>& sources, const std::vector<int64_t>& norms,
@@ -133,17 +139,26 @@ normalised_mixed_sum::Params Pass::sum(const std::vector<Images>& branches, cons
                                       given_.eps, add,      given_.training, dtype_};
   for (size_t k = 0; k < terms.size(); ++k)
     params.branches.push_back({branches[k].data, branches[k].pixel, statistic(terms[k].norm),
-                               weight(terms[k].weight), nullptr, nullptr});
+                               weight(terms[k].weight), nullptr, nullptr, affine(terms[k].norm)});
   return params;
 }
 
+// `passed`, of each rectified term in order, gets the gradients that its ReLU lets through.
 normalised_mixed_sum::Params Pass::sum_backward(const Images& grad, const std::vector<Images>& branches,
-                                                const std::vector<Term>& terms) const {
+                                                const std::vector<Term>& terms,
+                                                const std::vector<Images>& passed) const {
   normalised_mixed_sum::Params params = sum(branches, terms, grad, false);
   char* weight_grads = static_cast<char*>(mixing_grad_.data_ptr());
+  size_t rectified = 0;
   for (size_t k = 0; k < terms.size(); ++k) {
     params.branches[k].coefficients = coefficient(terms[k].norm);
     if (terms[k].weight != kNone) params.branches[k].weight_grad = weight_grads + terms[k].weight * number_;
+    if (!plan_.is_rectified(terms[k].norm)) continue;
+    params.branches[k].passed = passed[rectified].data;
+    params.branches[k].passed_pixel = passed[rectified++].pixel;
+    if (weights_wanted_)
+      params.branches[k].affine_grad =
+          static_cast<char*>(weights_grad_.data_ptr()) + plan_.affine[terms[k].norm] * number_;
   }
   return params;
 }

@@ -60,7 +60,7 @@ class Pass {
   bool is_own(int64_t state) const;
   // Whether backward goes on to what makes a state.
   bool passes(int64_t state) const {
-    return weights_wanted_ || !plan_.is_input(state) || inputs_wanted_[state];
+    return weights_wanted_ || !plan_.is_input(state) || inputs_wanted_[plan_.input_of[state]];
   }
   bool has_pixels() const { return count_ * height_ * width_ > 0; }
   Batch batch(const Tensor& rows, int64_t height, int64_t width) const;
@@ -73,6 +73,7 @@ class Pass {
   char* statistic(int64_t norm) const;
   char* coefficient(int64_t norm) const;
   const char* weight(int64_t index) const;
+  const char* affine(int64_t norm) const;
 
   separable_stage::Params stage(const std::vector<Images>& sources, const std::vector<int64_t>& norms,
                                 const std::vector<Row>& rows, const std::vector<Images>& outs,
@@ -83,12 +84,14 @@ class Pass {
   normalised_mixed_sum::Params sum(const std::vector<Images>& branches, const std::vector<Term>& terms,
                                    const Images& out, bool add) const;
   normalised_mixed_sum::Params sum_backward(const Images& grad, const std::vector<Images>& branches,
-                                            const std::vector<Term>& terms) const;
+                                            const std::vector<Term>& terms,
+                                            const std::vector<Images>& passed) const;
   shared_pooling::Params pooling(const Group& group) const;
 
   void run(const Images& out, bool training, bool known);
   void preprocess(size_t input, bool training);
-  void normalise(size_t input, const Images& raw);
+  void normalise(size_t input);
+  std::vector<Images> raws_of(const Input& input) const;
   template <class Make>
   void place_nodes(const Images& out, const Make& make);
   void read(size_t group, bool training);
@@ -112,10 +115,11 @@ class Pass {
 
   std::vector<Batch> projected_, own_;  // kept, in order
   std::vector<Batch> input_states_;
-  std::vector<Images> input_raws_;                  // of each input's preprocessing, where there is one
+  std::vector<Images> input_raws_;                  // of each input state's preprocessing, where there is one
   std::vector<std::vector<Batch>> ends_, seconds_;  // kept, of each group
   std::vector<Batch> middles_, middle_grads_;       // of the group that runs
-  std::vector<Batch> pooled_;                       // average, maximum of the state that is read
+  std::vector<Batch> passed_;  // gradients that a ReLU lets through, of its rectified terms
+  std::vector<Batch> pooled_;  // average, maximum of the state that is read
   std::vector<Images> states_;
 
   Tensor coefficients_, mixing_grad_, weights_grad_;

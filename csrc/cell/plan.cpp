@@ -76,6 +76,8 @@ Term read_term(Reader& in, const Plan& plan, const Group& group) {
   FASTNAS_CHECK(call != Call::first || std::count(group.middle.begin(), group.middle.end(), index) == 0, kOp,
                 "sums the first half of a separable convolution");
   const int64_t norm = in.index(plan.norms, kNone);
+  FASTNAS_CHECK(call == Call::first || !plan.is_rectified(norm), kOp,
+                "rectifies what is no convolution's end");
   return {call, index, norm, in.index(plan.mixing, kNone)};
 }
 
@@ -97,13 +99,23 @@ void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, co
   for (const Row& r : rows) {
     FASTNAS_CHECK(r.out >= 0 && r.out < outputs && r.grad >= 0 && r.grad < grads && r.norm >= 0 &&
                       r.norm < plan.norms && r.channels >= 1 && r.out_channel >= 0 &&
-                      r.out_channel + r.channels <= plan.channels,
+                      r.out_channel + r.channels <= plan.channels && (r.stride == 1 || r.stride == 2),
                   kOp, "has a branch to output ", r.out, " of ", outputs, ", gradient ", r.grad, " of ",
-                  grads, ", norm ", r.norm, " of ", plan.norms);
+                  grads, ", norm ", r.norm, " of ", plan.norms, ", stride ", r.stride);
     written[r.out] += r.channels;
   }
   for (const int64_t channels : written)
     FASTNAS_CHECK(channels == plan.channels, kOp, "has an output whose channels are not written once");
+}
+
+Input read_input(Reader& in, const Plan& plan) {
+  Input input{static_cast<int64_t>(plan.input_of.size()), in.indices(plan.norms, kNone), in.rows()};
+  FASTNAS_CHECK(!input.norms.empty() && (input.states() == 1 || !input.rows.empty()), kOp, "has an input of ",
+                input.states(), " states");
+  if (!input.rows.empty()) check_rows(input.rows, input.states(), input.states(), plan);
+  for (const Row& row : input.rows)
+    FASTNAS_CHECK(input.norms[row.out] == row.norm, kOp, "has an input with two norms");
+  return input;
 }
 
 Group read_group(Reader& in, const Plan& plan) {
@@ -130,7 +142,11 @@ Group read_group(Reader& in, const Plan& plan) {
                   target);
   FASTNAS_CHECK(g.stride == (plan.is_input(g.state) ? plan.stride : 1), kOp, "has an edge of stride ",
                 g.stride);
-  check_rows(g.first, g.outputs, targets + middles, plan);
+  for (const auto& terms : g.terms)
+    for (const Term& term : terms) g.rectified += plan.is_rectified(term.norm) ? 1 : 0;
+  for (const int64_t norm : g.middle_norms)
+    FASTNAS_CHECK(!plan.is_rectified(norm), kOp, "rectifies the first half of a separable convolution");
+  check_rows(g.first, g.outputs, targets + middles + g.rectified, plan);
   check_rows(g.second, middles, targets, plan);
   g.middles = rows_of_middles(g);
   for (int64_t i = 0; i < g.outputs; ++i)
@@ -165,13 +181,15 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
                     plan.states <= count,
                 kOp, "has ", plan.channels, " channels, stride ", plan.stride, " and ", plan.states,
                 " states");
-  plan.inputs = in.list([&]() -> Input {
-    const int64_t norm = in.index(plan.norms, kNone);
-    return {norm, in.rows()};
-  });
-  for (const Input& input : plan.inputs)
-    if (!input.rows.empty()) check_rows(input.rows, 1, 1, plan);
-  FASTNAS_CHECK(!plan.inputs.empty() && static_cast<int64_t>(plan.inputs.size()) < plan.states, kOp,
+  plan.affine = in.indices(plan.weights - 2 * plan.channels + 1, kNone);
+  FASTNAS_CHECK(static_cast<int64_t>(plan.affine.size()) == plan.norms, kOp, "has ", plan.norms,
+                " norms and ", plan.affine.size(), " affine parts");
+  for (int64_t n = in.length(); n > 0; --n) {
+    plan.inputs.push_back(read_input(in, plan));
+    plan.input_of.insert(plan.input_of.end(), plan.inputs.back().norms.size(),
+                         static_cast<int64_t>(plan.inputs.size()) - 1);
+  }
+  FASTNAS_CHECK(!plan.inputs.empty() && static_cast<int64_t>(plan.input_of.size()) < plan.states, kOp,
                 "needs an input and a node");
   plan.output = in.indices(plan.states), plan.empty = in.indices(plan.states);
   plan.biases = in.list([&]() -> Bias {

@@ -19,9 +19,13 @@ struct Term {
   int64_t index, norm, weight;
 };
 
+// An input of the cell, and the states that are made of it.
 struct Input {
-  int64_t norm;
-  std::vector<separable_stage::Row> rows;  // none: taken as it is
+  int64_t first_state;
+  std::vector<int64_t> norms;              // of each state
+  std::vector<separable_stage::Row> rows;  // none: one state, the input as it is
+
+  int64_t states() const { return static_cast<int64_t>(norms.size()); }
 };
 
 // What an edge wants of the pooling: norms and weights, or kNone.
@@ -44,6 +48,7 @@ struct Group {
   std::vector<separable_stage::Row> middles;  // the rows of `first` that make them, outputs counted anew
   std::vector<int64_t> ends;                  // the other outputs
   std::vector<std::vector<Term>> terms;       // of each target
+  int64_t rectified;                          // how many of them have an affine norm
   Pooling pooling;
 };
 
@@ -55,15 +60,19 @@ struct Bias {
 
 struct Plan {
   int64_t channels, stride, states, norms, weights, mixing;
+  // Of each norm the offset of its scale, which its shift follows; a ReLU is behind it. kNone: it has none.
+  std::vector<int64_t> affine;
   std::vector<Input> inputs;
-  std::vector<int64_t> output;  // states that the cell puts side by side
-  std::vector<int64_t> empty;   // nodes that no branch enters
+  std::vector<int64_t> input_of;  // of each input state
+  std::vector<int64_t> output;    // states that the cell puts side by side
+  std::vector<int64_t> empty;     // nodes that no branch enters
   std::vector<Bias> biases;
   std::vector<Group> groups;
 
   // Where a state begins in the output, in channels; kNone: it is not there.
   int64_t slot(int64_t state) const;
-  bool is_input(int64_t state) const { return state < static_cast<int64_t>(inputs.size()); }
+  bool is_input(int64_t state) const { return state < static_cast<int64_t>(input_of.size()); }
+  bool is_rectified(int64_t norm) const { return norm != kNone && affine[norm] != kNone; }
 };
 
 // Raises std::invalid_argument where numbers are missing or name what is not there.

@@ -114,6 +114,25 @@ FASTNAS_INLINE DualVec<A> relu(DualVec<A> x) {
   return {relu(x.value), x.value > zero ? x.tangent : zero};
 }
 
+// max(x, floor), the floor being real; as relu does. And where x is above it.
+template <class V>
+FASTNAS_INLINE V max_of(V x, V floor) {
+  return x < floor ? floor : x;
+}
+template <class A>
+FASTNAS_INLINE DualVec<A> max_of(DualVec<A> x, Vec<A> floor) {
+  const Vec<A> zero = {};
+  return {max_of(x.value, floor), x.value > floor ? x.tangent : zero};
+}
+template <class V>
+FASTNAS_INLINE auto is_above(V x, V floor) {
+  return x > floor;
+}
+template <class A>
+FASTNAS_INLINE auto is_above(DualVec<A> x, Vec<A> floor) {
+  return x.value > floor;
+}
+
 // Lanes I... of two vectors, those of b counted on from a's last. GCC 11 knows its own builtin only, Clang
 // the other.
 template <size_t... I, class V>

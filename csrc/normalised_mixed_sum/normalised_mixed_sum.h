@@ -5,8 +5,16 @@
 //   / n
 // (a outside: the terms in the bracket nearly cancel where n is small, and a's rounding must not come between
 // them) and leaves a, b, c per channel for whoever needs d x_k.
+//
+// A branch may be rectified, w_k ReLU(z_k) in place of w_k (x_k - mean_k) rstd_k, with z_k = scale_k (x_k -
+// mean_k) rstd_k + shift_k. Then g_k, which is g where z_k > 0 and 0 elsewhere, stands in for g, and is
+// written out, since d x_k needs it:
+//   d w_k = sum_c (scale_k rstd_k <g_k, x_k - mean_k> + shift_k <g_k, 1>)_c
+//   d scale_k = w_k rstd_k <g_k, x_k - mean_k>,  d shift_k = w_k <g_k, 1>
+//   d x_k = a (g_k + b (x_k - mean_k) + c),  a = w_k scale_k rstd_k,  b and c as above with g_k
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -26,6 +34,12 @@ struct Branch {
   const void* weight;  // one number; null: 1
   void* coefficients;  // backward: a, b, c (3, C); null: not normalised
   void* weight_grad;   // backward: one number, written; null: not wanted
+
+  // Of a rectified branch.
+  const void* affine = nullptr;  // scale, shift (2, C); null: it is not rectified
+  void* affine_grad = nullptr;   // backward: (2, C), written; null: not wanted
+  void* passed = nullptr;        // backward: g_k; may be g itself where the sum has one branch
+  int64_t passed_pixel = 0;
 };
 
 struct Params {
@@ -36,6 +50,10 @@ struct Params {
   bool add;       // forward: to what out holds
   bool training;  // mean and variance are the branches' own: gradients flow through them
   Dtype dtype;
+
+  bool is_rectified() const {
+    return std::any_of(branches.begin(), branches.end(), [](const Branch& b) { return b.affine != nullptr; });
+  }
 };
 
 // Several sums over equally many pixels and channels go together: branches that they share are read once. No

@@ -11,16 +11,26 @@ using cuda::BFloat16;
 using cuda::is_packed;
 using cuda::kPack;
 
+template <class T>
+struct Type {
+  using type = T;
+};
+
 // Whether all images of a sum can be accessed in packs.
 bool is_packed(const Params& p) {
   const int64_t element = size_of(p.dtype);
   return p.channels * element % 16 == 0 && is_packed(p.out, p.out_pixel, element) &&
-         std::all_of(p.branches.begin(), p.branches.end(),
-                     [&](const Branch& b) { return is_packed(b.x, b.pixel, element); });
+         std::all_of(p.branches.begin(), p.branches.end(), [&](const Branch& b) {
+           return is_packed(b.x, b.pixel, element) && is_packed(b.passed, b.passed_pixel, element);
+         });
 }
 
 bool all_packed(const std::vector<Params>& sums) {
   return std::all_of(sums.begin(), sums.end(), [](const Params& p) { return is_packed(p); });
+}
+
+bool any_rectified(const std::vector<Params>& sums) {
+  return std::any_of(sums.begin(), sums.end(), [](const Params& p) { return p.is_rectified(); });
 }
 
 // ---------------------------------------------------------------------------- forward
@@ -28,12 +38,13 @@ bool all_packed(const std::vector<Params>& sums) {
 int64_t tile_of(int64_t channels) { return std::min<int64_t>(channels, kTile); }
 
 // Branches of one sum that a launch takes.
+template <bool R>
 int64_t summands_of(int64_t channels) {
-  return std::min<int64_t>(kSummands, kFactors / std::max<int64_t>(1, tile_of(channels)));
+  return std::min<int64_t>(kSummands<R>, kFactors<R> / std::max<int64_t>(1, tile_of(channels)));
 }
 
 // The table of the next launch. Sums are entered in order, and launched when the table is full.
-template <class T, int W>
+template <class T, int W, bool R>
 class Forward {
  public:
   Forward(const Params& model, float* running, cudaStream_t stream) : stream_(stream) {
@@ -45,11 +56,11 @@ class Forward {
 
   void enter(const Params& p) {
     const int64_t branches = static_cast<int64_t>(p.branches.size());
-    const int64_t most = summands_of(p.channels);
+    const int64_t most = summands_of<R>(p.channels);
     for (int64_t first = 0; first == 0 || first < branches; first += most) {
       const int64_t count = std::min(most, branches - first);
       // A sum that needs several launches has its own: they follow each other.
-      if (table_.count == kSums || used_ + count > kSummands || branches > most) launch();
+      if (table_.count == kSums || used_ + count > kSummands<R> || branches > most) launch();
       table_.sums[table_.count++] = {p.out,
                                      p.out_pixel,
                                      used_,
@@ -60,8 +71,9 @@ class Forward {
                                      first + count == branches};
       for (int64_t k = first; k < first + count; ++k) {
         const Branch& b = p.branches[k];
-        table_.summands[used_++] = {b.x, b.pixel, static_cast<const float*>(b.norm),
-                                    static_cast<const float*>(b.weight)};
+        Summand<R>& summand = table_.summands[used_++];
+        summand = {b.x, b.pixel, static_cast<const float*>(b.norm), static_cast<const float*>(b.weight)};
+        if constexpr (R) summand.affine = static_cast<const float*>(b.affine);
       }
     }
     if (branches > most) launch();
@@ -80,21 +92,24 @@ class Forward {
     const int64_t block = static_cast<int64_t>(kThreads) * table_.steps;
     const dim3 blocks(static_cast<unsigned>((packs + block - 1) / block * table_.count),
                       static_cast<unsigned>(tiles));
-    const size_t bytes = 2 * sizeof(float) * static_cast<size_t>(widest) * table_.tile;
-    FASTNAS_LAUNCH_SHARED((forward_kernel<T, W>), blocks, kThreads, bytes, stream_, table_);
+    const size_t bytes = kPerFactor<R> * sizeof(float) * static_cast<size_t>(widest) * table_.tile;
+    if constexpr (R)
+      FASTNAS_LAUNCH_SHARED((rectified_forward_kernel<T, W>), blocks, kThreads, bytes, stream_, table_);
+    else
+      FASTNAS_LAUNCH_SHARED((forward_kernel<T, W>), blocks, kThreads, bytes, stream_, table_);
     table_.count = used_ = 0;
   }
 
  private:
-  SumTable table_{};
+  SumTable<R> table_{};
   int used_ = 0;
   cudaStream_t stream_;
 };
 
-template <class T, int W>
+template <class T, int W, bool R>
 cudaError_t forward(const std::vector<Params>& sums, void* workspace, cudaStream_t stream) {
   if (sums.front().pixels == 0 || sums.front().channels == 0) return cudaSuccess;
-  Forward<T, W> launches(sums.front(), static_cast<float*>(workspace), stream);
+  Forward<T, W, R> launches(sums.front(), static_cast<float*>(workspace), stream);
   for (const Params& p : sums) launches.enter(p);
   launches.launch();
   return cudaGetLastError();
@@ -113,18 +128,25 @@ int64_t chunk_pixels(const Params& p) {
 
 int64_t chunk_count(const Params& p) { return (p.pixels + chunk_pixels(p) - 1) / chunk_pixels(p); }
 
-// Rows of the workspace: of each sum its branches' products and the sum of its gradient.
+// Rows of the workspace: of each sum its branches' products and the sum of its gradient, or of each branch's
+// own.
+int64_t row_count(const Params& p, bool rectified) {
+  const int64_t branches = static_cast<int64_t>(p.branches.size());
+  return rectified ? 2 * branches : branches + 1;
+}
+
 int64_t row_count(const std::vector<Params>& sums) {
+  const bool rectified = any_rectified(sums);
   int64_t rows = 0;
-  for (const Params& p : sums) rows += static_cast<int64_t>(p.branches.size()) + 1;
+  for (const Params& p : sums) rows += row_count(p, rectified);
   return rows;
 }
 
-template <class T, int W>
+template <class T, int W, bool R>
 void sum_products(const std::vector<Params>& sums, float* shares, cudaStream_t stream) {
   const Params& model = sums.front();
   const int64_t packs = model.channels / W;
-  JobTable table{};
+  JobTable<R> table{};
   table.chunks = static_cast<int>(chunk_count(model));
   table.tile = static_cast<int>(std::min<int64_t>(packs, kThreads));
   table.channels = static_cast<int>(model.channels);
@@ -135,34 +157,44 @@ void sum_products(const std::vector<Params>& sums, float* shares, cudaStream_t s
     if (table.count == 0) return;
     const dim3 blocks(static_cast<unsigned>(table.count) * table.chunks,
                       static_cast<unsigned>((packs + table.tile - 1) / table.tile));
-    FASTNAS_LAUNCH((products_kernel<T, W>), blocks, kThreads, stream, table);
+    if constexpr (R)
+      FASTNAS_LAUNCH((rectified_products_kernel<T, W>), blocks, kThreads, stream, table);
+    else
+      FASTNAS_LAUNCH((products_kernel<T, W>), blocks, kThreads, stream, table);
     table.count = 0;
   };
   int64_t row = 0;
   for (const Params& p : sums) {
     const int64_t branches = static_cast<int64_t>(p.branches.size());
-    for (int64_t first = 0; first == 0 || first < branches; first += kInFlight) {
+    for (int64_t first = 0; first == 0 || first < branches; first += kProducts<R>) {
       if (table.count == kJobs) launch();
-      Job& job = table.jobs[table.count++];
+      Job<R>& job = table.jobs[table.count++];
       job = {p.out,
              p.out_pixel,
              row + first,
-             first == 0 ? row + branches : -1,
-             static_cast<int>(std::min<int64_t>(kInFlight, branches - first)),
+             R ? row + branches + first : (first == 0 ? row + branches : -1),
+             static_cast<int>(std::min<int64_t>(kProducts<R>, branches - first)),
+             static_cast<float>(p.eps),
              {}};
       for (int j = 0; j < job.count; ++j) {
         const Branch& b = p.branches[first + j];
         job.products[j] = {b.x, b.pixel, static_cast<const float*>(b.norm)};
+        if constexpr (R) {
+          job.products[j].affine = static_cast<const float*>(b.affine);
+          job.products[j].passed = b.passed;
+          job.products[j].passed_pixel = b.passed_pixel;
+        }
       }
     }
-    row += branches + 1;
+    row += row_count(p, R);
   }
   launch();
 }
 
+template <bool R>
 void finish(const std::vector<Params>& sums, const float* shares, cudaStream_t stream) {
   const Params& model = sums.front();
-  FinishTable table{};
+  FinishTable<R> table{};
   table.chunks = static_cast<int>(chunk_count(model));
   table.channels = static_cast<int>(model.channels);
   table.lanes = 1;
@@ -171,7 +203,7 @@ void finish(const std::vector<Params>& sums, const float* shares, cudaStream_t s
   table.shares = shares;
   int count = 0;
   const auto launch = [&] {
-    if (count > 0) FASTNAS_LAUNCH(finish_kernel, static_cast<unsigned>(count), kThreads, stream, table);
+    if (count > 0) FASTNAS_LAUNCH(finish_kernel<R>, static_cast<unsigned>(count), kThreads, stream, table);
     count = 0;
   };
   int64_t row = 0;
@@ -179,27 +211,32 @@ void finish(const std::vector<Params>& sums, const float* shares, cudaStream_t s
     const int64_t branches = static_cast<int64_t>(p.branches.size());
     for (int64_t k = 0; k < branches; ++k) {
       const Branch& b = p.branches[k];
-      if (b.coefficients == nullptr && b.weight_grad == nullptr) continue;
-      if (count == kFinishes) launch();
-      table.branches[count++] = {static_cast<const float*>(b.norm),
-                                 static_cast<const float*>(b.weight),
-                                 static_cast<float*>(b.coefficients),
-                                 static_cast<float*>(b.weight_grad),
-                                 row + k,
-                                 row + branches,
-                                 p.eps,
-                                 p.training};
+      if (b.coefficients == nullptr && b.weight_grad == nullptr && b.affine_grad == nullptr) continue;
+      if (count == kFinishes<R>) launch();
+      Finish<R>& to = table.branches[count++];
+      static_cast<Finish<false>&>(to) = {static_cast<const float*>(b.norm),
+                                         static_cast<const float*>(b.weight),
+                                         static_cast<float*>(b.coefficients),
+                                         static_cast<float*>(b.weight_grad),
+                                         row + k,
+                                         row + branches + (R ? k : 0),
+                                         p.eps,
+                                         p.training};
+      if constexpr (R) {
+        to.affine = static_cast<const float*>(b.affine);
+        to.affine_grad = static_cast<float*>(b.affine_grad);
+      }
     }
-    row += branches + 1;
+    row += row_count(p, R);
   }
   launch();
 }
 
-template <class T, int W>
+template <class T, int W, bool R>
 cudaError_t backward(const std::vector<Params>& sums, void* workspace, cudaStream_t stream) {
   float* shares = static_cast<float*>(workspace);
-  if (sums.front().pixels > 0 && sums.front().channels > 0) sum_products<T, W>(sums, shares, stream);
-  finish(sums, shares, stream);
+  if (sums.front().pixels > 0 && sums.front().channels > 0) sum_products<T, W, R>(sums, shares, stream);
+  finish<R>(sums, shares, stream);
   return cudaGetLastError();
 }
 
@@ -207,8 +244,10 @@ cudaError_t backward(const std::vector<Params>& sums, void* workspace, cudaStrea
 
 int64_t forward_workspace(const std::vector<Params>& sums) {
   const Params& model = sums.front();
+  const int64_t most =
+      any_rectified(sums) ? summands_of<true>(model.channels) : summands_of<false>(model.channels);
   const bool split = std::any_of(sums.begin(), sums.end(), [&](const Params& p) {
-    return static_cast<int64_t>(p.branches.size()) > summands_of(model.channels);
+    return static_cast<int64_t>(p.branches.size()) > most;
   });
   return split ? 4 * model.pixels * model.channels : 0;
 }
@@ -224,24 +263,41 @@ using fastnas::cuda::BFloat16;
 using fastnas::cuda::kPack;
 using fastnas::normalised_mixed_sum::Params;
 
+namespace fastnas::normalised_mixed_sum {
+namespace {
+
+// run(element type, width of a pack, whether branches are rectified) for what the sums are.
+template <class Run>
+cudaError_t with_kind(const std::vector<Params>& sums, const Run& run) {
+  const auto with_width = [&](auto type, auto rectified) {
+    using T = typename decltype(type)::type;
+    if (all_packed(sums)) return run(type, std::integral_constant<int, kPack<T>>{}, rectified);
+    return run(type, std::integral_constant<int, 1>{}, rectified);
+  };
+  const auto with_type = [&](auto rectified) {
+    if (sums.front().dtype == Dtype::float32) return with_width(Type<float>{}, rectified);
+    return with_width(Type<BFloat16>{}, rectified);
+  };
+  return any_rectified(sums) ? with_type(std::true_type{}) : with_type(std::false_type{});
+}
+
+}  // namespace
+}  // namespace fastnas::normalised_mixed_sum
+
 extern "C" cudaError_t fastnas_normalised_mixed_sum_forward(const std::vector<Params>* sums, void* workspace,
                                                             cudaStream_t stream) {
   using namespace fastnas::normalised_mixed_sum;
-  const bool packed = all_packed(*sums);
-  if (sums->front().dtype == Dtype::float32)
-    return packed ? forward<float, kPack<float>>(*sums, workspace, stream)
-                  : forward<float, 1>(*sums, workspace, stream);
-  return packed ? forward<BFloat16, kPack<BFloat16>>(*sums, workspace, stream)
-                : forward<BFloat16, 1>(*sums, workspace, stream);
+  return with_kind(*sums, [&](auto type, auto width, auto rectified) {
+    using T = typename decltype(type)::type;
+    return forward<T, decltype(width)::value, decltype(rectified)::value>(*sums, workspace, stream);
+  });
 }
 
 extern "C" cudaError_t fastnas_normalised_mixed_sum_backward(const std::vector<Params>* sums, void* workspace,
                                                              cudaStream_t stream) {
   using namespace fastnas::normalised_mixed_sum;
-  const bool packed = all_packed(*sums);
-  if (sums->front().dtype == Dtype::float32)
-    return packed ? backward<float, kPack<float>>(*sums, workspace, stream)
-                  : backward<float, 1>(*sums, workspace, stream);
-  return packed ? backward<BFloat16, kPack<BFloat16>>(*sums, workspace, stream)
-                : backward<BFloat16, 1>(*sums, workspace, stream);
+  return with_kind(*sums, [&](auto type, auto width, auto rectified) {
+    using T = typename decltype(type)::type;
+    return backward<T, decltype(width)::value, decltype(rectified)::value>(*sums, workspace, stream);
+  });
 }

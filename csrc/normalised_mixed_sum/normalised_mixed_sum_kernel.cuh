@@ -9,6 +9,11 @@
 // read the same pixels for different sums are neighbours in the grid, so a branch that several sums share,
 // and the gradient that several groups of branches need, come from memory once and from the L2 cache then.
 //
+// Calls with rectified branches run kernels of their own (R), so that the others keep their registers: a
+// multiply- add, a comparison and a product more a number, and backward writes each such branch's g_k, n s
+// more. Factors are three a channel, and backward takes kInFlight<true> branches at a time, since each has a
+// sum of g_k too.
+//
 // No float atomics: every sum has one order, a function of the sizes alone.
 #pragma once
 
@@ -28,19 +33,34 @@ using cuda::zero_lanes;
 
 inline constexpr int kThreads = 256;
 inline constexpr int kInFlight = 4;  // branches whose loads are issued together
-inline constexpr int kTile = 512;    // channels at most that a block takes
+// In backward.
+template <bool R>
+inline constexpr int kProducts = R ? 2 : kInFlight;
+inline constexpr int kTile = 512;  // channels at most that a block takes
 
 // ---------------------------------------------------------------------------- forward
 
-inline constexpr int kSums = 16, kSummands = 96;  // in a launch
-// Pairs of scale and mean that a block holds: in 44 KiB, since 48, with what a kernel has of its own, need no
-// asking.
-inline constexpr int kFactors = 5632;
+inline constexpr int kSums = 16;  // in a launch
+template <bool R>
+inline constexpr int kSummands = R ? 72 : 96;
+// Scale and mean, and a rectified branch's shift, that a block holds of each of its channels: in 44 KiB,
+// since 48, with what a kernel has of its own, need no asking.
+template <bool R>
+inline constexpr int kPerFactor = R ? 3 : 2;
+template <bool R>
+inline constexpr int kFactors = 44 * 1024 / 4 / kPerFactor<R>;
 
+template <bool R>
 struct Summand {
   const void* x;
   int64_t pixel;
   const float *norm, *weight;
+};
+template <>
+struct Summand<true> {
+  const void* x;
+  int64_t pixel;
+  const float *norm, *weight, *affine;
 };
 
 // Where a launch begins or ends amid a sum's branches, the sum so far is in `running`, (pixels, channels).
@@ -53,8 +73,9 @@ struct Sum {
 };
 
 // The kernel's argument.
+template <bool R>
 struct SumTable {
-  Summand summands[kSummands];
+  Summand<R> summands[kSummands<R>];
   Sum sums[kSums];
   int count;
   int steps;  // packs a thread
@@ -63,15 +84,26 @@ struct SumTable {
   int64_t pixels;
   float* running;
 };
-static_assert(sizeof(SumTable) <= 4000, "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
+static_assert(sizeof(SumTable<false>) <= 4000 && sizeof(SumTable<true>) <= 4000,
+              "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
 
-// w rstd and the mean of each of a block's channels into shared memory, (count, tile) each.
-__device__ __forceinline__ void load_factors(const SumTable& table, const Sum& sum, int begin, int width,
+// max(z, 0); a NaN stays one.
+__device__ __forceinline__ float relu(float z) { return z < 0.0f ? 0.0f : z; }
+
+// w rstd and the mean of each of a block's channels into shared memory, (count, tile) each; of a rectified
+// branch its scale's rstd and the mean, and of all branches of its launch the shift.
+template <bool R>
+__device__ __forceinline__ void load_factors(const SumTable<R>& table, const Sum& sum, int begin, int width,
                                              float* scales, float* means) {
   for (int i = threadIdx.x; i < sum.count * width; i += kThreads) {
     const int k = i / width, c = i % width;
-    const Summand& b = table.summands[sum.first + k];
+    const Summand<R>& b = table.summands[sum.first + k];
     float scale = b.weight == nullptr ? 1.0f : *b.weight, mean = 0.0f;
+    if constexpr (R) {
+      if (b.affine != nullptr) scale = b.affine[begin + c];
+      float* shifts = means + sum.count * table.tile;
+      shifts[k * table.tile + c] = b.affine == nullptr ? 0.0f : b.affine[table.channels + begin + c];
+    }
     if (b.norm != nullptr) {
       mean = b.norm[begin + c];
       scale *= 1.0f / sqrtf(b.norm[table.channels + begin + c] + sum.eps);
@@ -82,8 +114,8 @@ __device__ __forceinline__ void load_factors(const SumTable& table, const Sum& s
 }
 
 // Blocks (x, y): x % sums is the sum, x / sums its share of the pixels, y a tile of channels.
-template <class T, int W>
-__global__ void __launch_bounds__(kThreads) forward_kernel(SumTable table) {
+template <class T, int W, bool R>
+__device__ __forceinline__ void add_branches(const SumTable<R>& table) {
   FASTNAS_DYNAMIC_SHARED(memory);
   const Sum& sum = table.sums[blockIdx.x % table.count];
   const int count = sum.count, begin = blockIdx.y * table.tile;
@@ -104,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(SumTable table) {
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       if (k + j >= count) continue;
-      const Summand& b = table.summands[sum.first + k + j];
+      const Summand<R>& b = table.summands[sum.first + k + j];
       x[j] = load_lanes<W>(static_cast<const T*>(b.x) + pixel * b.pixel + begin + channel);
     }
   };
@@ -137,9 +169,20 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(SumTable table) {
         if (k + j >= count) continue;
         const Lanes<float, W> scale = load_lanes<W>(scales + (k + j) * table.tile + channel);
         const Lanes<float, W> mean = load_lanes<W>(means + (k + j) * table.tile + channel);
+        if constexpr (R) {
+          const Summand<R>& b = table.summands[sum.first + k + j];
+          const Lanes<float, W> shift = load_lanes<W>(means + (count + k + j) * table.tile + channel);
+          const float weight = b.affine == nullptr || b.weight == nullptr ? 1.0f : *b.weight;
 #pragma unroll
-        for (int e = 0; e < W; ++e)  // the mean first: a large one must not take the sum's digits
-          total.values[e] += scale.values[e] * (to_float(x[j].values[e]) - mean.values[e]);
+          for (int e = 0; e < W; ++e) {
+            const float z = scale.values[e] * (to_float(x[j].values[e]) - mean.values[e]) + shift.values[e];
+            total.values[e] += b.affine == nullptr ? z : weight * relu(z);
+          }
+        } else {
+#pragma unroll
+          for (int e = 0; e < W; ++e)  // the mean first: a large one must not take the sum's digits
+            total.values[e] += scale.values[e] * (to_float(x[j].values[e]) - mean.values[e]);
+        }
       }
     }
     if (sum.ends) {
@@ -153,30 +196,53 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(SumTable table) {
   }
 }
 
+template <class T, int W>
+__global__ void __launch_bounds__(kThreads) forward_kernel(SumTable<false> table) {
+  add_branches<T, W>(table);
+}
+
+template <class T, int W>
+__global__ void __launch_bounds__(kThreads) rectified_forward_kernel(SumTable<true> table) {
+  add_branches<T, W>(table);
+}
+
 // ---------------------------------------------------------------------------- backward
 
-inline constexpr int kJobs = 26;      // in a launch
-inline constexpr int kFinishes = 60;  // in a launch
+inline constexpr int kJobs = 26;  // in a launch
+template <bool R>
+inline constexpr int kFinishes = R ? 48 : 60;  // in a launch
 
+template <bool R>
 struct Product {
   const void* x;
   int64_t pixel;
   const float* norm;
 };
+template <>
+struct Product<true> {
+  const void* x;
+  int64_t pixel;
+  const float *norm, *affine;
+  void* passed;
+  int64_t passed_pixel;
+};
 
-// Up to kInFlight branches of a sum. Their products and the sum of g are rows of the workspace: (rows,
-// chunks, channels), each chunk of pixels' share.
+// Up to kProducts branches of a sum. Their products and the sum of g are rows of the workspace: (rows,
+// chunks, channels), each chunk of pixels' share. With rectified branches each has a sum of its own g_k.
+template <bool R>
 struct Job {
   const void* grad;
   int64_t pixel;
   int64_t row, total_row;  // of the first branch; of the sum of g, -1 where another job sums it
   int count;
-  Product products[kInFlight];
+  float eps;
+  Product<R> products[kProducts<R>];
 };
 
 // The kernel's argument.
+template <bool R>
 struct JobTable {
-  Job jobs[kJobs];
+  Job<R> jobs[kJobs];
   int count;
   int chunks;
   int tile;  // packs of channels a block
@@ -184,14 +250,99 @@ struct JobTable {
   int64_t pixels, chunk_pixels;
   float* shares;
 };
-static_assert(sizeof(JobTable) <= 4000, "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
+static_assert(sizeof(JobTable<false>) <= 4000 && sizeof(JobTable<true>) <= 4000,
+              "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
+
+// W channels' scale, mean and shift of a branch; 1, 0 and 0 for what it does not have.
+template <int W>
+struct Rectifier {
+  Lanes<float, W> scale, mean, shift;
+};
+
+template <int W>
+__device__ __forceinline__ Rectifier<W> rectifier_of(const Product<true>& b, int c, int channels, float eps) {
+  Rectifier<W> r{zero_lanes<W>(), zero_lanes<W>(), zero_lanes<W>()};
+#pragma unroll
+  for (int e = 0; e < W; ++e) {
+    r.scale.values[e] = 1.0f;
+    if (b.affine != nullptr) {
+      r.scale.values[e] = b.affine[c + e];
+      r.shift.values[e] = b.affine[channels + c + e];
+    }
+    if (b.norm != nullptr) {
+      r.mean.values[e] = b.norm[c + e];
+      r.scale.values[e] *= 1.0f / sqrtf(b.norm[channels + c + e] + eps);
+    }
+  }
+  return r;
+}
+
+// products_kernel, of rectified branches and others beside them; the same blocks.
+template <class T, int W>
+__global__ void __launch_bounds__(kThreads) rectified_products_kernel(JobTable<true> table) {
+  constexpr int kCount = kProducts<true>;
+  __shared__ Lanes<float, W> scratch[2 * kCount * kThreads];
+  const Job<true>& job = table.jobs[blockIdx.x % table.count];
+  const int chunk = blockIdx.x / table.count, packs = table.channels / W, count = job.count;
+  const int rows = kThreads / table.tile, row = threadIdx.x / table.tile;
+  const int pack = blockIdx.y * table.tile + threadIdx.x % table.tile, c = pack * W;
+  const bool works = row < rows && pack < packs;
+
+  Lanes<float, W> sums[2 * kCount];  // products, then totals
+#pragma unroll
+  for (int j = 0; j < 2 * kCount; ++j) sums[j] = zero_lanes<W>();
+  if (works) {
+    Rectifier<W> rectifiers[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j)
+      if (j < count) rectifiers[j] = rectifier_of<W>(job.products[j], c, table.channels, job.eps);
+    const int64_t begin = chunk * table.chunk_pixels, after = begin + table.chunk_pixels;
+    const int64_t end = after < table.pixels ? after : table.pixels;
+    for (int64_t pixel = begin + row; pixel < end; pixel += rows) {
+      const Lanes<T, W> g = load_lanes<W>(static_cast<const T*>(job.grad) + pixel * job.pixel + c);
+      Lanes<T, W> x[kCount];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j)
+        if (j < count)
+          x[j] = load_lanes<W>(static_cast<const T*>(job.products[j].x) + pixel * job.products[j].pixel + c);
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        if (j >= count) continue;
+        const Product<true>& b = job.products[j];
+        const Rectifier<W>& r = rectifiers[j];
+        Lanes<T, W> passed;
+#pragma unroll
+        for (int e = 0; e < W; ++e) {
+          const float off = to_float(x[j].values[e]) - r.mean.values[e];
+          const bool passes = b.affine == nullptr || r.scale.values[e] * off + r.shift.values[e] > 0.0f;
+          const float own = passes ? to_float(g.values[e]) : 0.0f;
+          sums[j].values[e] += own * off;
+          sums[kCount + j].values[e] += own;
+          passed.values[e] = from_float<T>(own);
+        }
+        if (b.passed != nullptr) store_lanes(static_cast<T*>(b.passed) + pixel * b.passed_pixel + c, passed);
+      }
+    }
+  }
+  cuda::sum_pixels<kThreads>(sums, rows, table.tile, scratch);
+  if (row > 0 || !works) return;
+#pragma unroll
+  for (int j = 0; j < kCount; ++j) {
+    if (j >= count) continue;
+    const auto share = [&](int64_t to) {
+      return table.shares + (to * table.chunks + chunk) * table.channels + c;
+    };
+    store_lanes(share(job.row + j), sums[j]);
+    store_lanes(share(job.total_row + j), sums[kCount + j]);
+  }
+}
 
 // Blocks (x, y): x % jobs is the job, x / jobs the chunk, y a tile of channels. Leaves <g, x_k - mean_k> and
 // <g, 1> of the chunk, a channel each.
 template <class T, int W>
-__global__ void __launch_bounds__(kThreads) products_kernel(JobTable table) {
+__global__ void __launch_bounds__(kThreads) products_kernel(JobTable<false> table) {
   __shared__ Lanes<float, W> scratch[(kInFlight + 1) * kThreads];
-  const Job& job = table.jobs[blockIdx.x % table.count];
+  const Job<false>& job = table.jobs[blockIdx.x % table.count];
   const int chunk = blockIdx.x / table.count, packs = table.channels / W, count = job.count;
   const int rows = kThreads / table.tile, row = threadIdx.x / table.tile;
   const int pack = blockIdx.y * table.tile + threadIdx.x % table.tile, c = pack * W;
@@ -245,6 +396,7 @@ __global__ void __launch_bounds__(kThreads) products_kernel(JobTable table) {
 }
 
 // A branch's results; `row` and `total_row` as in Job.
+template <bool R>
 struct Finish {
   const float *norm, *weight;
   float *coefficients, *weight_grad;
@@ -252,17 +404,24 @@ struct Finish {
   double eps;
   bool training;
 };
+template <>
+struct Finish<true> : Finish<false> {
+  const float* affine;
+  float* affine_grad;
+};
 
 // The kernel's argument.
+template <bool R>
 struct FinishTable {
-  Finish branches[kFinishes];
+  Finish<R> branches[kFinishes<R>];
   int chunks;
   int lanes;  // channels at a time, a power of two
   int channels;
   int64_t pixels;
   const float* shares;
 };
-static_assert(sizeof(FinishTable) <= 4000, "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
+static_assert(sizeof(FinishTable<false>) <= 4000 && sizeof(FinishTable<true>) <= 4000,
+              "kernel arguments are limited to 4 KB before sm_70 and CUDA 12.1");
 
 // Halves the block's two sums until `lanes` are left, in a fixed order.
 __device__ __forceinline__ void sum_segments(double (&scratch)[2][kThreads], int lanes) {
@@ -276,9 +435,10 @@ __device__ __forceinline__ void sum_segments(double (&scratch)[2][kThreads], int
 
 // Block k: the coefficients a, b, c of branch k's gradient and its weight's gradient, out of the chunks'
 // shares.
-__global__ void __launch_bounds__(kThreads) finish_kernel(FinishTable table) {
+template <bool R>
+__global__ void __launch_bounds__(kThreads) finish_kernel(FinishTable<R> table) {
   __shared__ double scratch[2][kThreads];
-  const Finish& b = table.branches[blockIdx.x];
+  const Finish<R>& b = table.branches[blockIdx.x];
   const int lane = threadIdx.x % table.lanes, segment = threadIdx.x / table.lanes;
   const int segments = kThreads / table.lanes, channels = table.channels;
   const double weight = b.weight == nullptr ? 1.0 : static_cast<double>(*b.weight);
@@ -298,9 +458,20 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(FinishTable table) {
     if (segment == 0 && c < channels) {
       const double variance = b.norm == nullptr ? 0.0 : static_cast<double>(b.norm[channels + c]);
       const double rstd = b.norm == nullptr ? 1.0 : 1.0 / sqrt(variance + b.eps);
-      weight_grad += rstd * scratch[0][lane];
+      double scale = 1.0;
+      if constexpr (R) {
+        if (b.affine != nullptr) {
+          scale = static_cast<double>(b.affine[c]);
+          weight_grad += static_cast<double>(b.affine[channels + c]) * scratch[1][lane];
+        }
+        if (b.affine_grad != nullptr) {
+          b.affine_grad[c] = static_cast<float>(weight * rstd * scratch[0][lane]);
+          b.affine_grad[channels + c] = static_cast<float>(weight * scratch[1][lane]);
+        }
+      }
+      weight_grad += scale * (rstd * scratch[0][lane]);
       if (b.coefficients != nullptr) {
-        b.coefficients[c] = static_cast<float>(weight * rstd);
+        b.coefficients[c] = static_cast<float>(weight * (scale * rstd));
         b.coefficients[channels + c] =
             static_cast<float>(through ? -rstd * rstd * scratch[0][lane] / pixels : 0.0);
         b.coefficients[2 * channels + c] = static_cast<float>(through ? -scratch[1][lane] / pixels : 0.0);

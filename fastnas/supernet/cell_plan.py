@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.ops.separable_stage import DENSE, Branch
-from fastnas.spaces import Cell
+from fastnas.spaces import Cell, Input, Pool, Stem
+from fastnas.spaces.description import Stage
 from fastnas.supernet.arena import Arena
 from fastnas.supernet.mixing import first_weights
 from fastnas.supernet.primitives import BatchNorm, FactorizedReduce
@@ -19,23 +20,55 @@ from fastnas.supernet.reference import MixedCell
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5, "sep_conv_7x7": 7}
 DILATED = {"dil_conv_3x3": 3, "dil_conv_5x5": 5}
 CONVOLUTIONS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
-POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum"}
-FUSED = {"none", "skip_connect", "noise", *SEPARABLE, *DILATED, *CONVOLUTIONS, *POOLS}
+RECTIFIED = {"conv1x1-bn-relu": 1, "conv3x3-bn-relu": 3}
+POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum", "maxpool3x3": "maximum"}
+FUSED = {"none", "skip_connect", "noise", *SEPARABLE, *DILATED, *CONVOLUTIONS, *RECTIFIED, *POOLS}
 
 NONE = -1  # no norm, no weight
 CALLS = ("state", "first", "second", "average", "maximum")  # in the order of csrc/cell/plan.h
 
 
-def is_fused(spec: Cell) -> bool:
-    """Whether the fused cell can execute it: a supernet's, of primitives that the native ops know."""
-    return (
-        spec.is_mixed
-        and not spec.affine
-        and all(set(edge.primitives) <= FUSED for edge in spec.edges)
-        and all(
-            not {"nor_conv_3x3", "noise"} & set(edge.primitives) or edge.stride == 1 for edge in spec.edges
-        )
-    )
+def is_fused(spec: Cell, rectified: Sequence[bool]) -> bool:
+    """Whether the fused cell can execute it: a supernet's, of primitives that the native ops know.
+
+    They put a ReLU before each convolution. Where the space has none there, what the convolution reads must not be
+    negative: then the ReLU changes neither a value nor any weight's gradient (docs/decisions.md, 62).
+
+    Args:
+        spec: the cell.
+        rectified: whether each of its inputs has no negative value (:func:`is_rectified`).
+    """
+    names = {name for edge in spec.edges for name in edge.primitives}
+    projects = {source.preprocess for source in spec.inputs}
+    known = spec.is_mixed and names <= FUSED
+    unstrided = {"nor_conv_3x3", "noise", *RECTIFIED}
+    strided = {name for edge in spec.edges if edge.stride > 1 for name in edge.primitives}
+    if not known or strided & unstrided:
+        return False
+    if not names & set(RECTIFIED) and "conv_bn_relu" not in projects:
+        return not spec.affine
+    # The kernels have affine norms in front of a ReLU alone.
+    alone = names <= {"none", "skip_connect", *RECTIFIED, *POOLS} and projects <= {"identity", "conv_bn_relu"}
+    return alone and not strided and spec.affine and not spec.normalise_pools and all(rectified)
+
+
+def is_rectified(stages: Sequence[Stage]) -> list[bool]:
+    """Whether each stage's output has no negative value, whatever its weights."""
+    found: list[bool] = []
+    for spec in stages:
+        if isinstance(spec, Stem):
+            found.append(spec.rectified)
+        elif isinstance(spec, Pool):
+            found.append(found[-1])
+        elif isinstance(spec, Cell):
+            names = {name for edge in spec.edges for name in edge.primitives}
+            keeps = names <= {"none", "skip_connect", *RECTIFIED, *POOLS} and not spec.normalise_pools
+            strided = any(edge.stride > 1 for edge in spec.edges)
+            inputs = [s.preprocess == "conv_bn_relu" or (s.preprocess == "identity" and found[s.stage]) for s in spec.inputs]
+            found.append(keeps and not strided and all(inputs))
+        else:
+            found.append(False)
+    return found
 
 
 @dataclass(frozen=True)
@@ -80,14 +113,16 @@ class EdgeGroup:
 
     ``first`` reads the state itself; its outputs ``middle`` are the first halves of separable convolutions, which
     ``second`` goes on with; its other outputs, ``ends``, enter a node. ``targets`` are the nodes whose gradients
-    the branches get, in the order that ``Branch.grad`` counts them; behind them, for ``first``, those of ``middle``.
-    ``terms`` are the summands of each target.
+    the branches get, in the order that ``Branch.grad`` counts them; behind them, for ``first``, those of ``middle``, of
+    which there are ``separable``, and what the ReLUs behind ``rectified`` outputs let through. ``terms`` are the
+    summands of each target.
     """
 
     state: int
     stride: int
     edges: list[int]
     targets: list[int]
+    separable: int
     pooling: Pooling = field(default_factory=Pooling)
     first: list[Branch] = field(default_factory=list)
     middle: list[int] = field(default_factory=list)
@@ -95,6 +130,7 @@ class EdgeGroup:
     second: list[Branch] = field(default_factory=list)
     terms: list[list[Term]] = field(default_factory=list)
     outputs: int = 0  # of `first`
+    rectified: int = 0  # of these
 
     def numbers(self) -> list[int]:
         """What csrc/cell/plan.cpp reads."""
@@ -108,12 +144,20 @@ class EdgeGroup:
         return [*numbers, *self.pooling.numbers()]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Preprocessing:
-    """ReLU, 1x1 convolution(s) and BatchNorm of a cell's input; an empty table: the input as it is."""
+    """ReLU, 1x1 convolution(s) and BatchNorm of a stage's output; an empty table: the output as it is.
 
+    Attributes:
+        stage: whose output it is.
+        norms: of the states that come of it, one each.
+        table: the convolutions' branches, which count the states as outputs.
+        stride: of the convolutions.
+    """
+
+    stage: int
+    norms: list[int]
     table: list[int]
-    norm: int
     stride: int
 
 
@@ -127,7 +171,8 @@ class CellPlan:
         weights, running: the network's arenas, in which each cell is one span.
 
     Attributes:
-        preprocessing: of each input.
+        preprocessing: of each input of the fused cell: of each of the cell's, those that ``conv_bn_relu`` makes of one
+            stage being one.
         groups: of edges, by ascending state.
         noise: the edges with noise, in the order in which the reference draws it. The cell gets it as further inputs,
             behind its own, each of which is added to one node; they count as states, before the nodes.
@@ -136,6 +181,7 @@ class CellPlan:
             a bias away again, so it is added to the running means alone.
         stride: from the cell's inputs to its nodes.
         norms: number of BatchNorms; each has ``spec.channels`` channels.
+        affine: of each of them with a scale and shift, behind which a ReLU is: the offset of both in the weights.
         numbers: all of it as a vector of int64, which the native op reads (csrc/cell/plan.h).
     """
 
@@ -154,16 +200,20 @@ class CellPlan:
         # Nodes have one size: that of the inputs, divided by the stride of the edges out of them.
         self.stride = max((e.stride for e in spec.edges if e.source < len(spec.inputs)), default=1)
         self.norms = (end - begin) // (2 * spec.channels)
-        self.preprocessing = [self._preprocessing(pre) for pre in module.preprocess]
+        self.affine = [NONE] * self.norms
+        self.preprocessing: list[Preprocessing] = []
+        for source, pre in zip(spec.inputs, module.preprocess, strict=True):
+            self._add_preprocessing(source, pre)
         by_target = sorted(range(len(spec.edges)), key=lambda row: spec.edges[row].target)
         self.noise = [row for row in by_target if "noise" in spec.edges[row].primitives]
-        self.preprocessing += [Preprocessing([], NONE, 1)] * len(self.noise)
+        self.preprocessing += [Preprocessing(NONE, [NONE], [], 1)] * len(self.noise)
         self.biases: dict[int, int] = {}
         self.groups: list[EdgeGroup] = []
         for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
             rows = [i for i, e in enumerate(spec.edges) if (e.source, e.stride) == (state, stride)]
             targets = [self._state(spec.edges[row].target) for row in rows]
-            self.groups.append(EdgeGroup(self._state(state), stride, rows, targets))
+            separable = sum(name in SEPARABLE for row in rows for name in spec.edges[row].primitives)
+            self.groups.append(EdgeGroup(self._state(state), stride, rows, targets, separable))
         for group in self.groups:
             for row in group.edges:
                 primitives = module.edges[row]
@@ -177,16 +227,30 @@ class CellPlan:
         begin, end = weights.span(prefix)
         self.numbers = torch.tensor(self._numbers(end - begin))
 
-    def _preprocessing(self, module: nn.Module) -> Preprocessing:
+    def _add_preprocessing(self, source: Input, module: nn.Module) -> None:
         if isinstance(module, nn.Identity):
-            return Preprocessing([], NONE, 1)
-        if isinstance(module, FactorizedReduce):
+            self.preprocessing.append(Preprocessing(source.stage, [NONE], [], 1))
+        elif isinstance(module, FactorizedReduce):
             norm = self._norm(module.norm)
             table = [n for branch in self._reduction(module, 0, norm, 0) for n in branch]
-            return Preprocessing(table, norm, 2)
-        _, convolution, behind = module.children()
-        norm = self._norm(behind)
-        return Preprocessing([*self._convolution(convolution, 1, 0, norm, 0)], norm, 1)
+            self.preprocessing.append(Preprocessing(source.stage, [norm], table, 2))
+        elif source.preprocess == "conv_bn_relu":
+            self._add_projection(source.stage, *module.children())
+        else:
+            _, convolution, behind = module.children()
+            norm = self._norm(behind)
+            branch = self._convolution(convolution, 1, 0, norm, 0)
+            self.preprocessing.append(Preprocessing(source.stage, [norm], [*branch], 1))
+
+    def _add_projection(self, stage: int, convolution: nn.Module, behind: nn.Module, _: nn.Module) -> None:
+        """All of a stage's projections that follow each other read it once."""
+        last = self.preprocessing[-1] if self.preprocessing else None
+        if last is None or last.stage != stage or any(norm == NONE or self.affine[norm] == NONE for norm in last.norms):
+            last = Preprocessing(stage, [], [], 1)
+            self.preprocessing.append(last)
+        norm, state = self._rectified_norm(behind), len(last.norms)
+        last.table += self._convolution(convolution, 1, state, norm, state)
+        last.norms.append(norm)
 
     def _state(self, state: int) -> int:
         """The number in the plan of a state of the cell."""
@@ -196,7 +260,7 @@ class CellPlan:
         """The noise of an edge, as a skip-connection from the input that it comes in as."""
         edge = self.spec.edges[row]
         weight = first_weights(self.spec)[row] + edge.primitives.index("noise")
-        group = EdgeGroup(state, 1, [row], [self._state(edge.target)])
+        group = EdgeGroup(state, 1, [row], [self._state(edge.target)], 0)
         group.terms.append([Term("state", 0, NONE, weight)])
         group.pooling.table += [NONE, NONE, NONE, NONE, weight]
         return group
@@ -213,10 +277,11 @@ class CellPlan:
             terms.append(Term("first", group.outputs, norm, weight))
             group.outputs += 1
 
+        first = first_weights(self.spec)[row]
         for name, module in primitives.items():
             if name == "noise":  # an input of its own
                 continue
-            weight = first_weights(self.spec)[row] + edge.primitives.index(name)
+            weight = first + edge.primitives.index(name)
             layers = list(module.children())
             if name in POOLS:
                 kind = POOLS[name]
@@ -235,6 +300,12 @@ class CellPlan:
             elif name in CONVOLUTIONS:
                 norm = self._norm(layers[2])
                 group.first.append(self._convolution(layers[1], edge.stride, group.outputs, norm, grad))
+                end(norm, weight)
+            elif name in RECTIFIED:
+                norm = self._rectified_norm(layers[1])
+                passed = len(group.edges) + group.separable + group.rectified
+                group.first.append(self._convolution(layers[0], edge.stride, group.outputs, norm, passed))
+                group.rectified += 1
                 end(norm, weight)
             elif name in DILATED:
                 norm = self._norm(layers[3])
@@ -286,14 +357,10 @@ class CellPlan:
         spec = self.spec
         mixing = sum(len(edge.primitives) for edge in spec.edges)
         numbers = [spec.channels, self.stride, self._state(spec.states), self.norms, weights, mixing]
-        numbers += [len(self.preprocessing)]
+        numbers += [*_list(self.affine), len(self.preprocessing)]
         for preprocessing in self.preprocessing:
-            numbers += [preprocessing.norm, *_list(preprocessing.table)]
-        numbers += [
-            *_list([self._state(state) for state in spec.output]),
-            *_list(self.empty),
-            len(self.biases),
-        ]
+            numbers += [*_list(preprocessing.norms), *_list(preprocessing.table)]
+        numbers += [*_list([self._state(s) for s in spec.output]), *_list(self.empty), len(self.biases)]
         for norm, offset in self.biases.items():
             numbers += [norm, offset, self._target_of(norm)]
         return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers())]
@@ -309,6 +376,17 @@ class CellPlan:
 
     def _at(self, weight: Tensor) -> int:
         return self._weight_offsets[id(weight)]
+
+    def _rectified_norm(self, norm: nn.Module) -> int:
+        """The row of an affine norm with a ReLU behind it, whose scale and shift are entered."""
+        row = self._norm(norm)
+        assert isinstance(norm, BatchNorm)
+        assert norm.weight is not None
+        assert norm.bias is not None
+        scale = self._at(norm.weight)
+        assert self._at(norm.bias) == scale + len(norm.weight)  # the kernels read them as one
+        self.affine[row] = scale
+        return row
 
     def _norm(self, norm: nn.Module) -> int:
         assert isinstance(norm, BatchNorm)

@@ -16,7 +16,7 @@ from fastnas.errors import FastnasError
 from fastnas.ops._distrust import DISTRUSTED, OPS_OF_A_CELL
 from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
-from fastnas.supernet.cell_plan import CellPlan, is_fused
+from fastnas.supernet.cell_plan import CellPlan, is_fused, is_rectified
 from fastnas.supernet.fused_cell import fused_cell
 from fastnas.supernet.primitives import MOMENTUM, Noise
 from fastnas.supernet.reference import MixedCell, Supernet
@@ -49,8 +49,9 @@ class FusedSupernet(Supernet):
     def _fuse(self) -> None:
         if not self._has_kernels() or DISTRUSTED & OPS_OF_A_CELL:
             return
+        rectified = is_rectified(self.space.stages)
         for i, (spec, stage) in enumerate(zip(self.space.stages, self.stages, strict=True)):
-            if isinstance(spec, Cell) and is_fused(spec):
+            if isinstance(spec, Cell) and is_fused(spec, [rectified[source.stage] for source in spec.inputs]):
                 assert isinstance(stage, MixedCell)
                 self._fused[i] = FusedCell(self, i, spec, stage)
 
@@ -140,7 +141,7 @@ class FusedCell:
         training = self.module.training
         if training:
             self._check_pixels(inputs)
-        inputs = [*inputs, *self._noise(inputs[0])]
+        inputs = self._arguments(inputs)
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
@@ -153,7 +154,7 @@ class FusedCell:
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
         self._check_pixels(inputs)
-        inputs = [*inputs, *self._noise(inputs[0])]
+        inputs = self._arguments(inputs)
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
 
@@ -163,8 +164,16 @@ class FusedCell:
         like = self.net.weights[name]
         return self.weights[begin : begin + like.numel()].view(like.shape)
 
+    def _arguments(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the plan calls inputs: one for each preprocessing, and what the edges with noise add."""
+        distinct, at = [], 0
+        for preprocessing in self.plan.preprocessing[: len(self.plan.preprocessing) - len(self.plan.noise)]:
+            distinct.append(inputs[at])
+            at += len(preprocessing.norms)
+        return [*distinct, *self._noise(inputs[0])]
+
     def _noise(self, x: Tensor) -> list[Tensor]:
-        """What the edges with noise add, drawn as the reference does; ``x`` is the cell's first input."""
+        """Noise of the nodes' size, drawn as the reference does; ``x`` is the cell's first input."""
         stride = self.plan.preprocessing[0].stride
         state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
         noise = Noise(1)
@@ -201,9 +210,9 @@ class FusedCell:
         """running <- 0.9 running + 0.1 batch, with the unbiased variance, as nn.BatchNorm2d does."""
         counts = [out[:, 0].numel()] * self.plan.norms
         for x, preprocessing in zip(inputs, self.plan.preprocessing, strict=True):
-            if preprocessing.table:
+            for norm in preprocessing.norms if preprocessing.table else ():
                 stride = preprocessing.stride
-                counts[preprocessing.norm] = x[:, 0, ::stride, ::stride].numel()
+                counts[norm] = x[:, 0, ::stride, ::stride].numel()
         if self.plan.biases:
             batch = batch.clone()
             batch[:, 0] += self._biases()

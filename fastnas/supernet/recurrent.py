@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnas.ops import highway_sum
+from fastnas.ops.highway_sum import _highway_sum_ref
 from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet.executor import Executor, initial_alpha
 from fastnas.supernet.primitives import BatchNorm
@@ -109,13 +112,7 @@ class RecurrentNetwork(Executor):
 
     def node(self, mixing: Tensor, sources: Tensor, raw: Tensor) -> Tensor:
         """A node (B, units) of the supernet: mixing (S, 4), sources (S, B, units), their products (S, B, 2 units)."""
-        gate, value = raw.chunk(2, -1)
-        gate = gate.sigmoid()
-        node = torch.zeros_like(sources[0])
-        for k, activation in enumerate(ACTIVATIONS.values()):
-            update = sources + gate * (activation(value) - sources)
-            node = node + (mixing[:, k, None, None] * update).sum(0)
-        return node
+        return _highway_sum_ref(mixing, sources, raw)
 
     def _highway(self, i: int, states: Sequence[Tensor], mask: Tensor, weights: Tensor) -> Tensor:
         """Node i of a discrete network."""
@@ -158,7 +155,25 @@ class RecurrentNetwork(Executor):
 
 
 class FusedRecurrentNetwork(RecurrentNetwork):
-    """:class:`RecurrentNetwork` whose supernet's nodes are one op each way; differentiable once."""
+    """:class:`RecurrentNetwork` whose supernet's nodes are one op each way (``highway_sum``); differentiable once.
+
+    Within ``twice_differentiable`` it runs as the reference. A discrete network is the reference's anyway.
+    """
+
+    _composed = False
+
+    def node(self, mixing: Tensor, sources: Tensor, raw: Tensor) -> Tensor:
+        """A node of the supernet, by the op."""
+        return super().node(mixing, sources, raw) if self._composed else highway_sum(mixing, sources, raw)
+
+    @contextmanager
+    def twice_differentiable(self) -> Iterator[None]:
+        """Within it a forward pass may be differentiated twice."""
+        self._composed = True
+        try:
+            yield
+        finally:
+            self._composed = False
 
 
 def _mask(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:

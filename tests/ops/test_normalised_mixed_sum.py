@@ -143,6 +143,89 @@ def test_accuracy_far_from_zero(mean):
     assert_statistics_are_exact(normalised_mixed_sum(weights, branches)[1], branches)
 
 
+def rectified_value_and_grads(function, weights, branches, affine, grad, **options):
+    """``[out, d weights, *d branches, *d affine]``; ``affine`` may have None."""
+    parts = [part for part in affine if part is not None]
+    leaves = [tensor.detach().requires_grad_() for tensor in (weights, *branches, *parts)]
+    w, xs, rest = leaves[0], leaves[1 : 1 + len(branches)], iter(leaves[1 + len(branches) :])
+    own = [None if part is None else next(rest) for part in affine]
+    out, _ = function(w, xs, affine=own, **options)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def make_rectified(shape, count, dtype, seed=0):
+    """Branches of which every third is plain; no value lies so close to its ReLU's switch that rounding decides."""
+    weights, branches, grad = make(shape, count, dtype, seed)
+    random = Random(seed + 1, dtype)
+    affine = [None if k % 3 == 2 else random(2, shape[1]) for k in range(count)]
+    for x, part in zip(branches, affine, strict=True):
+        for _ in range(100 if part is not None else 0):  # each move shifts the statistics
+            z = F.batch_norm(x.double(), None, None, *part.double(), training=True)
+            if not (close := z.abs() < 1e-4).any():
+                break
+            x += 0.05 * close
+        else:
+            assert part is None
+    return weights, branches, affine, grad
+
+
+@pytest.mark.every_cpu_level
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 16, 8, 8), (1, 33, 4, 6), (3, 5, 21, 20)])
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("training", [None, False])
+def test_accuracy_of_rectified_branches(poisoned, shape, count, dtype, training):
+    weights, branches, affine, grad = make_rectified(shape, count, dtype)
+    options = {}
+    if training is False:
+        rows = [torch.stack([x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)]) for x in branches]
+        options = {"statistics": torch.stack(rows), "training": False}
+    ours, plain = (
+        rectified_value_and_grads(function, weights, branches, affine, grad, **options)
+        for function in (normalised_mixed_sum, _normalised_mixed_sum_ref)
+    )
+    wide = [weights.double(), [x.double() for x in branches], [p if p is None else p.double() for p in affine]]
+    options = {key: value.double() if key == "statistics" else value for key, value in options.items()}
+    exact = rectified_value_and_grads(_normalised_mixed_sum_ref, *wide, grad.double(), **options)
+    for mine, theirs, truth in zip(ours, plain, exact, strict=True):
+        assert_agrees(mine, theirs, truth, truth.abs())
+
+
+def test_rectified_branches_are_batch_norm_and_relu():
+    weights, branches, affine, _ = make_rectified((5, 6, 4, 3), 3, torch.float32)
+    expected = 0
+    for w, x, part in zip(weights, branches, affine, strict=True):
+        y = F.batch_norm(x, None, None, *(part if part is not None else (None, None)), training=True)
+        expected = expected + w * (y if part is None else y.relu())
+    torch.testing.assert_close(normalised_mixed_sum(weights, branches, affine=affine)[0], expected)
+
+
+def test_gradcheck_of_rectified_branches():
+    weights, branches, affine, _ = make_rectified((3, 2, 2, 3), 3, torch.float64)
+    leaves = [t.requires_grad_() for t in (weights, *branches, affine[0], affine[1])]
+
+    def flat(weights, *rest):
+        return normalised_mixed_sum(weights, rest[:3], affine=[*rest[3:], None])[0]
+
+    assert torch.autograd.gradcheck(flat, leaves)
+
+
+def test_rectified_same_bits_for_any_number_of_threads():
+    weights, branches, affine, grad = make_rectified((9, 24, 31, 30), 4, torch.float32)
+    first, *others = runs_with_threads(
+        lambda: rectified_value_and_grads(normalised_mixed_sum, weights, branches, affine, grad)
+    )
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_nan_is_not_rectified_away():
+    branches = [torch.full((2, 3, 2, 2), torch.nan)]
+    statistics = torch.ones(1, 2, 3)
+    out, _ = normalised_mixed_sum(torch.ones(1), branches, affine=[torch.ones(2, 3)], statistics=statistics)
+    assert out.isnan().all()
+
+
 def test_is_batch_norm():
     weights, branches, _ = make((5, 6, 4, 3), 3)
     expected = sum(
@@ -292,6 +375,8 @@ W, S = torch.ones(2), torch.ones(2, 2, 3)
         (W, [X, X], {"eps": "1"}, "eps must be a finite number >= 0, got '1'"),
         (W, [X, X], {"training": False}, "training=False needs statistics to normalise with, got none"),
         (W, [X, X], {"statistics": S[:1]}, "statistics must have shape (2, 2, 3), got (1, 2, 3)"),
+        (W, [X, X], {"affine": [None]}, "affine must have one entry a branch, 2, got 1; None: it is not rectified"),
+        (W, [X, X], {"affine": [None, W]}, "affine[1] must have shape (2, 3), got (2,)"),
         (
             W,
             [X, X],
