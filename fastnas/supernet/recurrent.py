@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnas.ops import highway_sum
-from fastnas.ops.highway_sum import _highway_sum_ref
+from fastnas.ops.highway_sum import _highway_sum_ref, highway_sum
 from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet.executor import Executor, initial_alpha
 from fastnas.supernet.primitives import BatchNorm
