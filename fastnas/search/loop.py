@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
+from fastnas._measure import peak_memory
 from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
@@ -227,7 +227,7 @@ class Search:
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
             f"{self.task.unit}_per_second": seen / seconds,
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
             "genotype": str(genotype),
         }
         self.shown = self.task.shown_of(row)
@@ -389,14 +389,6 @@ def device_of(config: SearchConfig) -> torch.device:
             "or take --backend reference or --device cpu"
         )
     return device
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes at the most since the process began: allocated on a GPU, resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _line(row: dict[str, Any], epochs: int, task: Task) -> str:
