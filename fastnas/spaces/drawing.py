@@ -47,7 +47,10 @@ def _darts_cell(name: str, pairs: Sequence[tuple[str, int]], concat: Sequence[in
 
 def _matrix_cell(cell: CellMatrix) -> str:
     edges = [
-        (source, target, "") for source, row in enumerate(cell.matrix) for target, is_fed in enumerate(row) if is_fed
+        (source, target, "")
+        for source, row in enumerate(cell.matrix)
+        for target, is_fed in enumerate(row)
+        if is_fed
     ]
     return _cluster("cell", cell.operations, edges)
 

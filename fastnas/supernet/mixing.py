@@ -35,7 +35,9 @@ class CellMixing:
                 if mixing is None:
                     indices.append(end)
                 else:
-                    indices.append(begin[mixing.alpha] + mixing.row * columns[mixing.alpha] + mixing.column + k)
+                    indices.append(
+                        begin[mixing.alpha] + mixing.row * columns[mixing.alpha] + mixing.column + k
+                    )
         self._ones = int(end in indices)
         # In DARTS and NAS-Bench-201 the vector is alpha as it lies there.
         self._indices = None if indices == list(range(end)) else torch.tensor(indices, device="cpu")
