@@ -59,6 +59,13 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
       "Tensor mixing, Tensor weights, Tensor statistics, float eps, bool training, bool weights_wanted, "
       "bool[] inputs_wanted) -> (Tensor, Tensor, Tensor[])");
 
+  // A node of a recurrent supernet, sum_j sum_k mixing_jk (s_j + c_j (f_k(h_j) - s_j)), with gates c and
+  // values h the halves of `raw`.
+  m.def("highway_sum(Tensor mixing, Tensor states, Tensor raw) -> Tensor");
+  m.def(
+      "highway_sum_backward(Tensor grad, Tensor mixing, Tensor states, Tensor raw) -> (Tensor, Tensor, "
+      "Tensor)");
+
   // Below, `rate`, () of float64, stands for the learning rate or gamma where it is given: a number on the
   // device, which a captured graph reads anew.
 

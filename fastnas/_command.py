@@ -62,6 +62,17 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
     return None
 
 
+def explicit_resume(arguments: list[str]) -> list[str]:
+    """A bare ``--resume`` gets the folder of ``--out``."""
+    if "--resume" not in arguments or flag_value(arguments, "--resume") is not None:
+        return arguments
+    out = flag_value(arguments, "--out")
+    if out is None:
+        raise FastnasError("--resume needs the folder of the run: --resume runs/NAME")
+    at = arguments.index("--resume")
+    return [*arguments[: at + 1], out, *arguments[at + 1 :]]
+
+
 def _fail(sentence: str, status: int) -> None:
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(status)

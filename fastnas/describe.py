@@ -1,18 +1,21 @@
-"""``python -m fastnas.describe``: parameters, multiply-adds and shapes of a supernet or a discrete network."""
+"""``python -m fastnas.describe``: size, cost and shapes of a supernet or of a genotype's discrete network."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from fastnas._command import clear_errors
 from fastnas.errors import FastnasError
-from fastnas.spaces import Space, make_network, make_space, read_genotype, to_dot
+from fastnas.spaces import SPACES, Space, find_genotype, make_network, make_space, to_dot
+from fastnas.spaces.family import SPACE_HELP
+from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet import build_supernet
 
 
@@ -32,21 +35,25 @@ class StageDescription:
 
 @dataclass(frozen=True)
 class Description:
-    """A network described: weights without alpha, multiply-adds for one image, alpha's shapes, one row a stage."""
+    """A network described: weights without alpha, multiply-adds for one image, alpha's shapes, one row a stage.
+
+    ``networks`` is how many discrete networks a supernet holds, as its paper counts them (None: nobody counted).
+    """
 
     space: str
     parameters: int
     macs: int
     alpha: dict[str, tuple[int, int]]
+    networks: int | None
     stages: tuple[StageDescription, ...]
 
 
-def describe(space: Space, image_size: int = 32) -> Description:
-    """Counts the weights and multiply-adds of ``space`` on square images, without computing anything.
+def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Description:
+    """Counts the weights and multiply-adds of ``space`` on images of one size, without computing anything.
 
     Args:
         space: from ``make_space`` or ``make_network``.
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels, or (height, width).
 
     Raises:
         FastnasError: the images are smaller than the network's reductions allow.
@@ -54,11 +61,14 @@ def describe(space: Space, image_size: int = 32) -> Description:
     >>> describe(make_space("darts", channels=16, layers=8)).parameters
     1930618
     """
-    if image_size < 1:
+    if isinstance(space, RecurrentSpace):
+        return _describe_recurrent(space)
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
         raise FastnasError(f"--image-size must be at least 1, got {image_size}")
     with torch.device("meta"):
         net = build_supernet(space, backend="reference").eval()
-        images = torch.empty(1, space.image_channels, image_size, image_size)
+        images = torch.empty(1, space.image_channels, height, width)
     costs: dict[nn.Module, int] = {}
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -86,25 +96,55 @@ def describe(space: Space, image_size: int = 32) -> Description:
         sum(row.parameters for row in rows),
         sum(row.macs for row in rows),
         {alpha.name: alpha.shape for alpha in space.alphas},
+        _networks(space),
         rows,
     )
+
+
+def _describe_recurrent(space: RecurrentSpace) -> Description:
+    """One row each for embedding, cell and decoder; multiply-adds for one word."""
+    units, words = space.units, space.words
+    products = 4 * units**2, 2 * units**2  # of the entry, and of an edge
+    rows = (
+        StageDescription(0, "embedding", (units,), units * words, 0),
+        StageDescription(
+            1,
+            "cell",
+            (units,),
+            products[0] + space.nodes * products[1],
+            products[0] + len(space.edges) * products[1],
+        ),
+        StageDescription(2, "decoder", (words,), words, units * words),  # its matrix is the embedding's
+    )
+    return Description(
+        space.name,
+        sum(row.parameters for row in rows),
+        sum(row.macs for row in rows),
+        {alpha.name: alpha.shape for alpha in space.alphas},
+        _networks(space),
+        rows,
+    )
+
+
+_PUBLISHED = list(dict.fromkeys(name for family in SPACES.values() for name in family.published))
+_GENOTYPE_HELP = f"""Describe this discrete network instead of the supernet: the folder of a search, a file, a published
+name ({", ".join(_PUBLISHED)}) or the genotype itself."""
 
 
 @dataclass(frozen=True)
 class DescribeConfig:
     """What to describe."""
 
-    space: str = "darts"
-    """Search space: darts or nasbench201."""
+    space: Annotated[str | None, Doc(f"{SPACE_HELP} None: the genotype's, or darts.")] = None
+    primitives: tuple[str, ...] | None = None
+    """Of every edge of the supernet, for spaces that leave them open (s2); None: the paper's."""
     channels: int | None = None
-    """C, channels of the first cells; None: the papers' 16, or 36 for a DARTS genotype."""
+    """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network."""
     layers: int | None = None
-    """Number of cells (nasbench201: N, cells in each of the three stages); None: 8 (5), or 20 for a DARTS genotype."""
-    genotype: str | None = None
-    """Describe this discrete network instead of the supernet: a file, a published name (DARTS_V1, DARTS_V2, NASNet,
-    AmoebaNet) or the genotype itself."""
-    classes: int = 10
-    """Outputs of the classifier."""
+    """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers'."""
+    genotype: Annotated[str | None, Doc(_GENOTYPE_HELP)] = None
+    classes: int | None = None
+    """Outputs of the classifier (recurrent: words); None: 10, or 10,000 words."""
     image_size: int = 32
     """Side of the images, in pixels."""
     image_channels: int = 3
@@ -129,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.dot:
         if config.genotype is None:
             raise FastnasError("--dot draws a genotype: name one with --genotype")
-        print(to_dot(read_genotype(config.space, config.genotype)))
+        print(to_dot(find_genotype(config.genotype, config.space).genotype))
         return
     found = describe(_space(config), config.image_size)
     print(json.dumps(asdict(found), indent=2) if config.json else _table(found))
@@ -143,8 +183,20 @@ def _space(config: DescribeConfig) -> Space:
         "image_channels": config.image_channels,
     }
     if config.genotype is None:
-        return make_space(config.space, **sizes)
-    return make_network(config.space, read_genotype(config.space, config.genotype), **sizes)
+        return make_space(config.space or "darts", primitives=config.primitives, **sizes)
+    if config.primitives is not None:
+        raise FastnasError("--primitives is for a supernet: the genotype has its own; leave one of them out")
+    found = find_genotype(config.genotype, config.space)
+    return make_network(found.space, found.genotype, **sizes)
+
+
+def _networks(space: Space) -> int | None:
+    family = SPACES.get(space.name)
+    return (
+        family.networks(space)
+        if family is not None and family.networks is not None and space.alphas
+        else None
+    )
 
 
 def _table(found: Description) -> str:
@@ -155,7 +207,13 @@ def _table(found: Description) -> str:
     lines.append(f"{'':>5}  {'total':<9} {'':>16} {found.parameters:>12,} {found.macs:>15,}")
     for name, (rows, columns) in found.alpha.items():
         lines.append(f"alpha {name}: {rows} edges x {columns} primitives")
+    if found.networks is not None:
+        lines.append(f"networks: {_shown(found.networks)}")
     return "\n".join(lines)
+
+
+def _shown(count: int) -> str:
+    return f"{count:,}" if count < 10**6 else f"{count:.1e}".replace("e+", "e")
 
 
 if __name__ == "__main__":

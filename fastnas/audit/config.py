@@ -17,6 +17,7 @@ from fastnas.search.config import (
     RunConfig,
     SearchConfig,
 )
+from fastnas.spaces import family
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class AuditConfig:
             FastnasError: a value that no search or no audit can have.
         """
         self._check()
+        if family(self.network.space).reads == "text":
+            raise FastnasError(f"an audit takes a space of images, and {self.network.space} reads text")
         run = RunConfig(self.run.seed, self.run.device, "off", self.run.threads)
         return SearchConfig(self.network, self.images, self.hypergradient, self.optimiser, run=run).resolved()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastnas.audit.config import AuditConfig
 from fastnas.errors import FastnasError
-from fastnas.search.checkpoint import write_atomically
+from fastnas.runs.checkpoint import write_atomically
 
 
 class AuditFolder:

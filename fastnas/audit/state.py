@@ -15,12 +15,12 @@ from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
 from fastnas.bilevel.problem import kept
 from fastnas.errors import FastnasError
+from fastnas.runs.interrupt import Interrupt
 from fastnas.search.checkpoint import load_checkpoint, read_config
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
-from fastnas.search.interrupt import Interrupt
 from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
-from fastnas.supernet import Batch, SupernetProblem, smooth_twin
+from fastnas.supernet import Batch, Supernet, SupernetProblem, smooth_twin
 
 TWIN_IMAGES = 16
 
@@ -74,11 +74,13 @@ class State:
 
         It is plain PyTorch, which keeps every activation for two derivatives: 250 MB an image for the papers' supernet.
         """
-        net = smooth_twin(self.search.net)
+        net = self.search.net
+        assert isinstance(net, Supernet)  # of a space that reads images
+        twin = smooth_twin(net)
         train, val = (
             (images[:TWIN_IMAGES], labels[:TWIN_IMAGES]) for images, labels in (self.train[0], self.val[0])
         )
-        return Metered(SupernetProblem(net, train, val), self.meter)
+        return Metered(SupernetProblem(twin, train, val), self.meter)
 
     def settings(self, products: Products, watch: Watch | None = None) -> InnerSettings:
         """What an estimator is told, with these products."""
@@ -126,9 +128,9 @@ def prepare(config: AuditConfig, audited: SearchConfig, meter: Meter, minibatche
 def _warm_up(state: State, steps: int, minibatches: int) -> None:
     """The weight steps, the last T recorded; the minibatches, which begin with the last step's."""
     search = state.search
-    search.shuffle(state.epoch + 1)
+    search.begin_epoch(state.epoch + 1)
     before = list(islice(map(search.cast, search.train.forever()), steps - 1))
-    search.shuffle(state.epoch + 2)
+    search.begin_epoch(state.epoch + 2)
     most = min(minibatches, len(search.train), len(search.val))
     state.train = list(islice(map(search.cast, search.train), most))
     state.val = list(islice(map(search.cast, search.val), most))

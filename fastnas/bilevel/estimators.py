@@ -17,13 +17,16 @@ differences. "Vectors live" counts vectors of P numbers beside w itself; what an
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
 from fastnas.bilevel.problem import BilevelProblem, restored
 from fastnas.bilevel.products import CENTRAL, Products
-from fastnas.ops import virtual_step_
+from fastnas.bilevel.unrolled import CLIP_EPS
+from fastnas.ops import vector_norm, virtual_step_
 
 
 def first_order(problem: BilevelProblem) -> Tensor:
@@ -54,12 +57,14 @@ def darts(
     momentum: float = 0.0,
     momentum_buffer: Tensor | None = None,
     weight_decay: float = 0.0,
+    clip: float = math.inf,
     products: Products = CENTRAL,
 ) -> Tensor:
     """The second-order DARTS: differentiate through one virtual weight step.
 
-        w' = w - xi (mu buf + dL1/dw + wd w)
-        g  = dL2/dalpha(w', alpha) - xi d2L1/dalpha dw(w, alpha) . v',    v' = dL2/dw(w', alpha)
+        w' = w - xi (mu buf + c dL1/dw + wd w)
+        g  = dL2/dalpha(w', alpha) - xi c d2L1/dalpha dw(w, alpha) . v',    v' = dL2/dw(w', alpha)
+        c  = min(1, clip / (|dL1/dw| + 1e-6)), a constant
 
     (Liu et al. 2019, eq. 7 and 8; momentum and decay as in their code.) The mixed product is taken at w,
     not at w'. Four gradients; 2 vectors live.
@@ -71,6 +76,7 @@ def darts(
         momentum: mu in [0, 1).
         momentum_buffer: buf, shape (P,), dtype and device of w; not written. None: zero.
         weight_decay: wd >= 0.
+        clip: of dL1/dw's norm, > 0, as the weight step has it; infinity: none, c = 1.
         products: how the mixed product is taken.
 
     Returns:
@@ -87,10 +93,13 @@ def darts(
     """
     check.weight_step("darts", problem.w, momentum, momentum_buffer, weight_decay)
     check.rate("darts", "learning_rate", learning_rate, problem.w)
+    if clip != math.inf:
+        check.positive("darts", "clip", clip)
     with restored(problem):
-        _virtual_step(problem, learning_rate, momentum, momentum_buffer, weight_decay)
+        kept = _virtual_step(problem, learning_rate, momentum, momentum_buffer, weight_decay, clip)
         v, direct = problem.val_grads()
-    return direct.sub_(learning_rate * products.of(problem).mixed(v))
+    step = learning_rate if kept is None else learning_rate * kept
+    return direct.sub_(step * products.of(problem).mixed(v))
 
 
 def amended(problem: BilevelProblem, *, eta: float = 0.1, products: Products = CENTRAL) -> Tensor:
@@ -154,12 +163,17 @@ def _virtual_step(
     momentum: float,
     buffer: Tensor | None,
     weight_decay: float,
-) -> None:
-    """w <- w - xi (mu buf + dL1/dw + wd w)."""
+    clip: float,
+) -> Tensor | None:
+    """w <- w - xi (mu buf + c dL1/dw + wd w); c, None without clipping."""
     w, grad = problem.w, problem.train_grad_w().contiguous()
+    kept = None if clip == math.inf else (clip / (vector_norm(grad) + CLIP_EPS)).clamp(max=1)
+    if kept is not None:
+        grad = grad * kept
     buffer = None if buffer is None else buffer.contiguous()
     moved = w.contiguous()
     virtual_step_(moved, grad, buffer, learning_rate, momentum, weight_decay)
     if moved is not w:  # weights with a stride
         with torch.no_grad():
             w.copy_(moved)
+    return kept

@@ -13,6 +13,7 @@ Example:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class InnerSettings:
         momentum: mu, of the weight step (darts).
         weight_decay: wd, of the weight step (darts).
         momentum_buffer: buf, shape (P,), the weight step's; None is zero (darts).
+        clip: of the weight step's gradient; infinity: none, as in DARTS' search for convolutional cells (darts).
         eta: amplitude of the amended term (amended).
         gamma: step of the Neumann series, likewise; None takes ``learning_rate`` (idarts, idarts-release, neumann).
         neumann_terms: K (idarts, idarts-release).
@@ -57,6 +59,7 @@ class InnerSettings:
     weight_decay: float = 0.0
     # A tensor has no truth value to compare by, and is too long to print.
     momentum_buffer: Tensor | None = field(default=None, compare=False, repr=False)
+    clip: float = math.inf
     eta: float = 0.1
     gamma: float | Tensor | None = None
     neumann_terms: int = 2
@@ -137,6 +140,7 @@ def _darts(problem: BilevelProblem, settings: InnerSettings) -> Tensor:
         momentum=settings.momentum,
         momentum_buffer=settings.momentum_buffer,
         weight_decay=settings.weight_decay,
+        clip=settings.clip,
         products=settings.products,
     )
 

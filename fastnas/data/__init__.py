@@ -4,6 +4,10 @@
 load_dataset -> Dataset -> split -> channel_statistics -> Batches
 ```
 
+```
+read_corpus -> Corpus -> streams -> Windows
+```
+
 Images stay uint8 until they are in a batch, and nothing that is read from a file can run code.
 """
 
@@ -11,14 +15,21 @@ from fastnas.data.augment import Augment, default_augment
 from fastnas.data.batches import Batches, channel_statistics
 from fastnas.data.dataset import Dataset, split
 from fastnas.data.load import DATASETS, load_dataset
+from fastnas.data.text import CORPORA, Corpus, Windows, read_corpus, streams, window
 
 __all__ = [
+    "CORPORA",
     "DATASETS",
     "Augment",
     "Batches",
+    "Corpus",
     "Dataset",
+    "Windows",
     "channel_statistics",
     "default_augment",
     "load_dataset",
+    "read_corpus",
     "split",
+    "streams",
+    "window",
 ]

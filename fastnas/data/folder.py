@@ -63,7 +63,7 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
     """
     if image_size is not None and image_size < 1:
         raise FastnasError(f"image_size must be at least 1 pixel, got {image_size}")
-    classes, files = _list_images(root)
+    classes, files = list_images(root)
     entries = _scan(files)
     size = (image_size, image_size) if image_size is not None else _common_size(entries)
     mode = "L" if all(entry.mode == "L" for entry in entries) else "RGB"
@@ -88,7 +88,7 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
     return Dataset("folder", images, labels, classes, part_name(train))
 
 
-def _list_images(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+def list_images(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     try:
         return _walk(root)
     except OSError as error:

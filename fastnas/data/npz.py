@@ -42,9 +42,9 @@ def read_npz(path: Path, train: bool) -> Dataset:
         for name in ("images", "labels"):
             if name not in names:
                 raise FastnasError(f"{path}: the array {name!r} is missing, found {sorted(names)[:8]}")
-        labels = _read(path, archive, "labels", "iu", "integers")
-        images = _read(path, archive, "images", "u", "uint8", itemsize=1)
-        classes = _read(path, archive, "classes", "US", "text") if "classes" in names else None
+        labels = read_array(path, archive, "labels", "iu", "integers")
+        images = read_array(path, archive, "images", "u", "uint8", itemsize=1)
+        classes = read_array(path, archive, "classes", "US", "text") if "classes" in names else None
     pixels = _channel_first(path, images)
     if labels.shape != images.shape[:1]:
         raise FastnasError(
@@ -62,7 +62,7 @@ def read_npz(path: Path, train: bool) -> Dataset:
     )
 
 
-def _read(
+def read_array(
     path: Path, archive: zipfile.ZipFile, name: str, kinds: str, wanted: str, itemsize: int | None = None
 ) -> np.ndarray:
     """One array; its header is checked before memory is taken for it."""

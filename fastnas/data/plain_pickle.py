@@ -1,8 +1,8 @@
-"""Reads the pickles of CIFAR's python version without giving them anything to run.
+"""Reads pickles of plain data (CIFAR's python version, benchmark tables) without giving them anything to run.
 
-A pickle is a program that may call whatever `Unpickler.find_class` hands out. Four names are answered
-here, and with stand-ins that only keep their arguments: NumPy's own reconstruction functions are not
-reachable, since a crafted dtype state would be interpreted by C code. The stand-ins are turned into
+A pickle is a program that may call whatever `Unpickler.find_class` hands out. The few names in `ANSWERS`
+are answered here, and with stand-ins that only keep their arguments: NumPy's own reconstruction functions
+are not reachable, since a crafted dtype state would be interpreted by C code. The stand-ins are turned into
 arrays after the pickle has ended.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastnas.errors import FastnasError
 _ITEM_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
 
-class _Dtype:
+class Dtype:
     """What a pickled dtype said of itself: its type string and byte order."""
 
     __slots__ = ("byte_order", "kind")
@@ -56,7 +56,7 @@ class _Array:
         if self.state is None:
             raise ValueError("array without contents")
         _version, shape, dtype, fortran, raw = self.state
-        if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
+        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes):
             raise ValueError("array whose contents are not plain numbers")
         item = dtype.resolve()
         if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * item.itemsize != len(raw):
@@ -64,7 +64,7 @@ class _Array:
         return np.frombuffer(raw, item).reshape(shape, order="F" if fortran else "C")
 
 
-class _Answer:
+class Answer:
     """The only kind of callable that a pickle gets hold of; sealed, so that BUILD cannot alter it."""
 
     __slots__ = ("_call",)
@@ -86,27 +86,29 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-_ANSWERS: dict[tuple[str, str], object] = {
-    ("_codecs", "encode"): _Answer(_encode),
-    ("numpy", "dtype"): _Answer(_Dtype),
+ANSWERS: dict[tuple[str, str], object] = {
+    ("_codecs", "encode"): Answer(_encode),
+    ("numpy", "dtype"): Answer(Dtype),
     # Only ever an argument of _reconstruct, never called.
     ("numpy", "ndarray"): "ndarray",
-    ("numpy.core.multiarray", "_reconstruct"): _Answer(lambda *_: _Array()),
-    ("numpy._core.multiarray", "_reconstruct"): _Answer(lambda *_: _Array()),
+    ("numpy.core.multiarray", "_reconstruct"): Answer(lambda *_: _Array()),
+    ("numpy._core.multiarray", "_reconstruct"): Answer(lambda *_: _Array()),
 }
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The pickle asked for a global that is not in the list."""
 
 
-class _PlainUnpickler(pickle._Unpickler):
+class PlainUnpickler(pickle._Unpickler):
     """The reader written in Python: the one in C takes as much memory as a damaged memo index says."""
 
+    answers: Mapping[tuple[str, str], object] = ANSWERS
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ANSWERS:
-            raise _Refused(f"{module}.{name}")
-        return _ANSWERS[module, name]
+        if (module, name) not in self.answers:
+            raise Refused(f"{module}.{name}")
+        return self.answers[module, name]
 
 
 def load_plain_dict(path: Path, limit: int) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def load_plain_dict(path: Path, limit: int) -> dict[str, Any]:
             raise FastnasError(f"{path}: expected a pickle of at most {limit} bytes, found {found} bytes")
         # In memory, where a damaged length reads no more than there is.
         stream = io.BytesIO(path.read_bytes())
-        content = _PlainUnpickler(stream, fix_imports=False, encoding="bytes").load()
+        content = PlainUnpickler(stream, fix_imports=False, encoding="bytes").load()
         if stream.read(1):
             raise ValueError("bytes after the pickle's end")
         if not isinstance(content, dict):
@@ -138,7 +140,7 @@ def load_plain_dict(path: Path, limit: int) -> dict[str, Any]:
         return {_text(key): _resolve(value) for key, value in content.items()}
     except FastnasError:
         raise
-    except _Refused as refusal:
+    except Refused as refusal:
         raise FastnasError(
             f"{path}: refused, because the pickle asks for {refusal}, "
             f"and data may hold arrays and plain containers only"

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnas import ops
 from fastnas.doctor.checks import Case, Measured, MissingKernelError, Operator, Results, by_cases, poisoned
 from fastnas.ops.finite_difference import _difference_ref, _perturb_ref
+from fastnas.ops.highway_sum import _highway_sum_ref
 from fastnas.ops.mixed_sum import _mixed_sum_ref
 from fastnas.ops.neumann import _neumann_step_ref
 from fastnas.ops.normalised_mixed_sum import _normalised_mixed_sum_ref
@@ -139,6 +140,24 @@ def _rectified_case(random: Random, shape: tuple[int, ...]) -> Case:
         return _value_and_grads(outputs, leaves, [grad])
 
     return Case(images, [*numbers, statistics, *affine], compute)
+
+
+def _highway_sum(small: bool) -> list[Case]:
+    def compute(reference: bool, images: list[Tensor], numbers: list[Tensor]) -> Results:
+        mixing, states, raw, grad = numbers
+        function = _highway_sum_ref if reference else ops.highway_sum
+        leaves = {"mixing": mixing, "states": states, "raw": raw}
+        return _value_and_grads(lambda *given: [function(*given)], leaves, [grad])
+
+    random, sizes = Random(), [(1, 1, 1), (3, 9, 17)]
+    return [
+        Case(
+            [],
+            [random(s, 4), random(s, rows, units), 3 * random(s, rows, 2 * units), random(rows, units)],
+            compute,
+        )
+        for s, rows, units in (sizes if small else [*sizes, (8, 33, 300)])
+    ]
 
 
 # kernel, stride, dilation; kernel 0: no depthwise convolution
@@ -370,6 +389,7 @@ _VECTORS = {"cpu": (_F32, _F64), "cuda": (_F32, _F64)}
 
 OPERATORS: tuple[Operator, ...] = (
     Operator("mixed_sum", {"cpu": (_F32, _F64, _BF16), "cuda": (_F32, _BF16)}, by_cases(_mixed_sum)),
+    Operator("highway_sum", {"cpu": (_F32, _F64), "cuda": (_F32, _F64)}, by_cases(_highway_sum)),
     Operator("normalised_mixed_sum", _IMAGES, by_cases(_normalised_mixed_sum)),
     Operator("separable_stage", _IMAGES, by_cases(_separable_stage)),
     Operator("shared_pooling", _IMAGES, by_cases(_shared_pooling)),

@@ -1,6 +1,7 @@
 """Fused operations as drop-in functions of tensors, each with its plain-PyTorch reference beside it."""
 
 from fastnas.ops.finite_difference import difference_, perturb_
+from fastnas.ops.highway_sum import highway_sum
 from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.ops.neumann import neumann_step_
 from fastnas.ops.normalised_mixed_sum import normalised_mixed_sum
@@ -13,6 +14,7 @@ from fastnas.ops.virtual_step import virtual_step_
 __all__ = [
     "adam_step_",
     "difference_",
+    "highway_sum",
     "mixed_sum",
     "neumann_step_",
     "normalised_mixed_sum",

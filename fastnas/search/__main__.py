@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastnas._command import clear_errors, flag_value
-from fastnas.errors import FastnasError
+from fastnas._command import clear_errors, explicit_resume, flag_value
 from fastnas.search import SearchConfig, read_config, run_search
+from fastnas.search.table import ranks
 
 DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
 small DARTS supernet. Prints the genotype it found and where the run is."""
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, runs the search, prints its genotype."""
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
-    arguments = _explicit_resume(sys.argv[1:] if arguments is None else arguments)
+    arguments = explicit_resume(sys.argv[1:] if arguments is None else arguments)
     config = tyro.cli(
         SearchConfig,
         prog="python -m fastnas.search",
@@ -28,18 +28,10 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     result = run_search(config)
-    print(f"\ngenotype: {result.genotype}\nrun:      {result.out}")
-
-
-def _explicit_resume(arguments: list[str]) -> list[str]:
-    """A bare ``--resume`` gets the folder of ``--out``."""
-    if "--resume" not in arguments or flag_value(arguments, "--resume") is not None:
-        return arguments
-    out = flag_value(arguments, "--out")
-    if out is None:
-        raise FastnasError("--resume needs the folder of the run: --resume runs/NAME")
-    at = arguments.index("--resume")
-    return [*arguments[: at + 1], out, *arguments[at + 1 :]]
+    print(f"\ngenotype: {result.genotype}")
+    if result.table is not None:
+        print(ranks(result.table, result.genotype))
+    print(f"run:      {result.out}")
 
 
 def _defaults(arguments: list[str]) -> SearchConfig:

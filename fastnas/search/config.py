@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from typing_extensions import Doc
 
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
-from fastnas.data import DATASETS, Augment, default_augment
+from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
+from fastnas.retrain.recipes import recipe_of, usual_recipe
+from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.text import (
+    OF_TEXT,
+    TEXT_BOUNDS,
+    TEXT_DEFAULTS,
+    TextConfig,
+    check_left_out,
+    check_rates,
+)
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
+from fastnas.spaces.family import SPACE_HELP, Sizes
 from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
+# As DARTS' authors search for convolutional cells, and for recurrent ones.
+IMAGE_DEFAULTS: dict[str, Any] = {
+    "batch_size": 64,
+    "learning_rate": 0.025,
+    "learning_rate_min": 0.001,
+    "momentum": 0.9,
+    "weight_decay": 3e-4,
+    "grad_clip": 5.0,
+    "arch_learning_rate": 3e-4,
+}
+SEARCH_ON_TEXT: dict[str, Any] = {
+    "batch_size": 256,
+    "learning_rate": 20.0,
+    "momentum": 0.0,
+    "weight_decay": 5e-7,
+    "grad_clip": 0.25,
+    "arch_learning_rate": 3e-3,
+    "hidden_size": 300,
+    **TEXT_DEFAULTS,
+}
+# What belongs to one kind of data alone, and its value where it is not given.
+_OF_IMAGES: dict[str, Any] = {
+    **dict.fromkeys(("primitives", "channels", "layers", "images", "image_size", "crop_padding", "flip")),
+    **dict.fromkeys(("auxiliary", "drop_path", "cutout")),
+    "consistency": False,
+    "train_portion": 0.5,
+    "recompute": False,
+}
 NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
 
 
@@ -29,12 +65,21 @@ NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
 class NetworkConfig:
     """The supernet."""
 
-    space: str = "darts"
-    """Search space: darts or nasbench201."""
+    space: Annotated[str, Doc(SPACE_HELP)] = "darts"
+    primitives: tuple[str, ...] | None = None
+    """Of every edge, for spaces that leave them open (s2); None: the paper's, skip_connect and sep_conv_3x3."""
     channels: int | None = None
-    """C, channels of the first cells; None: 16, or 4 for digits."""
+    """C, channels of the first cells; None: the papers' (16, or 36), or 4 for digits."""
     layers: int | None = None
-    """Number of cells (nasbench201: N, cells in each of the three stages); None: 8 (5), or 3 (1) for digits."""
+    """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers', or few for digits."""
+    consistency: bool = False
+    """Search in what the genotype's network is then trained as (Amended-DARTS, section 4): as many channels and cells,
+    cutout, drop-path and auxiliary head as python -m fastnas.retrain has for this data set. Each has a flag, too."""
+    auxiliary: float | None = None
+    """Weight of an auxiliary head's loss in the training loss L1; None: 0, no such head, or consistency's."""
+    drop_path: float | None = None
+    """Probability with which training drops a primitive's output, image by image, at the end; it rises linearly from 0.
+    Cells are then computed as in plain PyTorch. None: 0, or consistency's."""
     backend: str = "fused"
     """Executor: fused (this library's ops) or reference (plain PyTorch)."""
     dtype: str = "float32"
@@ -47,26 +92,27 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images."""
+    """The images, or the text."""
 
     dataset: str = "digits"
-    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, folder or npz."""
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, folder or npz; or text: ptb."""
     data: Path | None = None
-    """Where it lies: the folder of CIFAR's official binary or python files, an image folder, an .npz file."""
+    """Where it lies: the folder of CIFAR's official binary or python files, an image folder, an .npz file; a folder
+    with ptb.train.txt, ptb.valid.txt and ptb.test.txt."""
     images: int | None = None
     """Use only so many of its training images; None: all."""
     image_size: int | None = None
     """Resize and crop an image folder to squares of so many pixels; None: as they are."""
     train_portion: float = 0.5
     """Share of the images that the weights are trained on; alpha gets the rest."""
-    batch_size: int = 64
-    """Images in a minibatch, of either split."""
+    batch_size: int | None = None
+    """Images in a minibatch, of either split, or streams of text; None: 64, or 256 for text."""
     crop_padding: int | None = None
     """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
     flip: bool | None = None
     """Random horizontal flips; None: on for CIFAR, else off."""
-    cutout: int = 0
-    """Side of a square set to zero at a random place; 0 is off."""
+    cutout: int | None = None
+    """Side of a square set to zero at a random place; None: 0, off, or consistency's."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +160,18 @@ class OptimiserConfig:
 
     epochs: int | None = None
     """Passes over the weights' split; None: 50, or 6 for digits."""
-    learning_rate: float = 0.025
-    """Of the weights, at the start of the cosine schedule."""
-    learning_rate_min: float = 0.001
-    """Of the weights, at its end."""
-    momentum: float = 0.9
-    """Of the weights."""
-    weight_decay: float = 3e-4
-    """Of the weights."""
-    grad_clip: float = 5.0
-    """Largest norm of the weights' gradient."""
-    arch_learning_rate: float = 3e-4
-    """Of alpha."""
+    learning_rate: float | None = None
+    """Of the weights, at the start of the cosine schedule; None: 0.025, or 20 for text."""
+    learning_rate_min: float | None = None
+    """Of the weights, at its end; None: 0.001, or as at the start for text."""
+    momentum: float | None = None
+    """Of the weights; None: 0.9, or 0 for text."""
+    weight_decay: float | None = None
+    """Of the weights; None: 0.0003, or 5e-7 for text."""
+    grad_clip: float | None = None
+    """Largest norm of the weights' gradient; None: 5, or 0.25 for text."""
+    arch_learning_rate: float | None = None
+    """Of alpha; None: 0.0003, or 0.003 for text."""
     arch_weight_decay: float = 1e-3
     """Of alpha."""
 
@@ -158,12 +204,15 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    table: Path | None = None
+    """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
+    epoch's cell and what the best one has more. The search itself stays the same to the bit."""
     resume: Path | None = None
     """Go on with the run in this folder, to the same end as if it had never stopped. (Bare, it means --out's.)"""
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Options):
     """A search, whole. Every field of the groups is a flag and a keyword of ``fastnas.search``."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -172,33 +221,7 @@ class SearchConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     run: RunConfig = field(default_factory=RunConfig)
-
-    @classmethod
-    def from_options(cls, options: dict[str, Any]) -> SearchConfig:
-        """From flat keywords.
-
-        Raises:
-            FastnasError: an unknown keyword or a value of another type.
-        """
-        rest = dict(options)
-        groups: dict[str, Any] = {}
-        for group in dataclasses.fields(cls):
-            group_class = group.default_factory
-            assert isinstance(group_class, type)
-            hints = typing.get_type_hints(group_class)
-            names = [f.name for f in dataclasses.fields(group_class) if f.name in rest]
-            groups[group.name] = group_class(**{n: _typed(n, rest.pop(n), hints[n]) for n in names})
-        if rest:
-            known = ", ".join(sorted(cls().to_options()))
-            raise FastnasError(f"unknown option {next(iter(rest))!r}; known are {known}")
-        return cls(**groups)
-
-    def to_options(self) -> dict[str, Any]:
-        """Flat keywords, plain values: what config.json holds and :meth:`from_options` reads."""
-        flat: dict[str, Any] = {}
-        for group in dataclasses.fields(self):
-            flat.update(dataclasses.asdict(getattr(self, group.name)))
-        return {name: str(value) if isinstance(value, Path) else value for name, value in flat.items()}
+    text: TextConfig = field(default_factory=TextConfig)
 
     def resolved(self) -> SearchConfig:
         """The same with every default that depends on another field filled in, checked.
@@ -210,24 +233,31 @@ class SearchConfig:
         _check_names(options)
         _check_combinations(options)
         small = options["dataset"] == "digits"
-        found = family(options["space"])
+        found = family(options["space"], options["primitives"])
         sizes = found.small if small else found.search
         augment = default_augment(options["dataset"])
-        defaults = {
-            "channels": sizes.channels,
-            "layers": sizes.layers,
-            "inner_steps": method(options["method"]).inner_steps,
-            "epochs": 6 if small else 50,
+        of_images = {
+            **IMAGE_DEFAULTS,
+            **(_as_retrained(options) if options["consistency"] else _as_searched(sizes)),
+            "primitives": found.primitives,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
+        }
+        rate = options["learning_rate"] or SEARCH_ON_TEXT["learning_rate"]
+        of_text = {**SEARCH_ON_TEXT, "learning_rate_min": rate}
+        defaults = {
+            **(of_text if found.reads == "text" else of_images),
+            "inner_steps": method(options["method"]).inner_steps,
+            "epochs": 6 if small else 50,
             # Sums in another number of threads round differently: a resumed run takes the number of its start.
             "threads": torch.get_num_threads(),
         }
         for name, value in defaults.items():
             if options[name] is None:
                 options[name] = value
-        if options["data"] is not None:
-            options["data"] = str(Path(options["data"]).expanduser().absolute())
+        for name in ("data", "table"):
+            if options[name] is not None:
+                options[name] = str(Path(options[name]).expanduser().absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
@@ -235,22 +265,43 @@ class SearchConfig:
     def augment(self) -> Augment:
         """The augmentation of a resolved configuration."""
         d = self.images
-        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
+        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout or 0)
 
-    def differences(self, other: SearchConfig) -> list[str]:
-        """Names of the fields that would make another trajectory; what does not change its numbers does not count."""
-        mine, its = self.to_options(), other.to_options()
-        free = {"device", "graphs", "threads", "out", "resume", "recompute", "audit_every"}
-        if not mine["early_stop"]:
-            free.add("spectrum_every")
-        return [name for name in mine if name not in free and mine[name] != its[name]]
+    @property
+    def reads(self) -> str:
+        """What its space reads, "images" or "text"."""
+        return family(self.network.space).reads
+
+    def free(self) -> frozenset[str]:
+        """Names of the fields that do not change the search's numbers."""
+        more = {"graphs", "recompute", "audit_every", "table"}
+        return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
+
+
+def _as_searched(sizes: Sizes) -> dict[str, Any]:
+    """What the papers search with."""
+    return {**sizes._asdict(), "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
+
+
+def _as_retrained(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``consistency`` takes from the recipe by which the data set's networks are trained."""
+    space = options["space"]
+    recipe = recipe_of(usual_recipe(space, options["dataset"])).options
+    found = _as_searched(family(space).evaluation)
+    return {name: recipe.get(name, value) for name, value in found.items()}
+
+
+def weight_dtype(name: str) -> torch.dtype:
+    """Of weights and alpha, for a ``--dtype``; bf16 is about activations alone."""
+    found: torch.dtype = torch.float32 if name == "bf16" else getattr(torch, name)
+    return found
 
 
 def _check_names(options: dict[str, Any]) -> None:
-    family(options["space"])
+    family(options["space"], options["primitives"])
     method(options["method"])
     choices = {
-        "dataset": DATASETS,
+        "dataset": (*DATASETS, *CORPORA),
         "backend": BACKENDS,
         "dtype": DTYPES,
         "graphs": GRAPHS,
@@ -258,22 +309,38 @@ def _check_names(options: dict[str, Any]) -> None:
         "mixed_product": WAYS,
         "difference_scheme": SCHEMES,
     }
-    for name, known in choices.items():
-        if options[name] not in known:
-            flag = name.replace("_", "-")
-            raise FastnasError(f"unknown {flag} {options[name]!r}; known are {', '.join(known)}")
+    check_choices(options, choices)
+    _check_task(options)
 
 
-# name -> (lowest value, whether that value itself is allowed)
-_BOUNDS: dict[str, tuple[float, bool]] = {
+def _check_task(options: dict[str, Any]) -> None:
+    """Images for a space that reads them, text for one that reads text, and none of the other's options."""
+    space, dataset = options["space"], options["dataset"]
+    text = family(space).reads == "text"
+    if text != (dataset in CORPORA):
+        wanted = f"--dataset {CORPORA[0]}" if text else "a data set of images"
+        raise FastnasError(
+            f"space {space} reads {'text' if text else 'images'}, and {dataset} is {'images' if text else 'text'}; "
+            f"take {wanted}, or another --space"
+        )
+    if text:
+        check_left_out(options, _OF_IMAGES, "images", "text")
+    else:
+        check_left_out(options, OF_TEXT, "text", "images")
+
+
+_BOUNDS: Bounds = {
     "channels": (1, True),
     "layers": (1, True),
+    **TEXT_BOUNDS,
     "images": (2, True),
     "image_size": (1, True),
     "train_portion": (0, False),
     "batch_size": (1, True),
     "crop_padding": (0, True),
     "cutout": (0, True),
+    "auxiliary": (0, True),
+    "drop_path": (0, True),
     "inner_steps": (1, True),
     "neumann_terms": (0, True),
     "gamma": (0, False),
@@ -312,13 +379,7 @@ def _check_combinations(options: dict[str, Any]) -> None:
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    for name, (low, inclusive) in _BOUNDS.items():
-        value = options[name]
-        if value is None or value == "auto":
-            continue
-        if not math.isfinite(value) or value < low or (value == low and not inclusive):
-            bound = "at least" if inclusive else "a finite number greater than"
-            raise FastnasError(f"--{name.replace('_', '-')} must be {bound} {low:g}, got {value}")
+    check_bounds(options, _BOUNDS)
     if not options["train_portion"] < 1:
         raise FastnasError(
             f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"
@@ -326,8 +387,10 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    if not options["momentum"] < 1:
-        raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
+    for name in ("momentum", "drop_path"):
+        if options[name] is not None and not options[name] < 1:
+            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_rates(options)
 
 
 def _check_early_stop(options: dict[str, Any]) -> None:
@@ -344,23 +407,3 @@ def _check_early_stop(options: dict[str, Any]) -> None:
             f"--early-stop with --spectrum-every {every} decides after epoch {earliest} at the earliest, but --epochs "
             f"is {options['epochs']}; take more epochs, or leave it out"
         )
-
-
-_UNIONS = (types.UnionType, typing.Union)  # of classes, and of whatever else
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type: exact, but for int -> float and str -> Path."""
-    allowed = typing.get_args(hint) if typing.get_origin(hint) in _UNIONS else (hint,)
-    if type(value) in allowed or (value is None and type(None) in allowed):
-        return value
-    words = [word for t in allowed if typing.get_origin(t) is Literal for word in typing.get_args(t)]
-    if value in words:
-        return value
-    if Path in allowed and isinstance(value, str | Path):
-        return Path(value)
-    if float in allowed and type(value) is int:
-        return float(value)
-    types_ = [t for t in allowed if typing.get_origin(t) is not Literal]
-    expected = " or ".join([*("None" if t is type(None) else t.__name__ for t in types_), *words])
-    raise FastnasError(f"option {name} must be {expected}, got {value!r}")

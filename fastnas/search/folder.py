@@ -1,36 +1,27 @@
-"""The folder of a run: its configuration, metrics, genotypes and checkpoint."""
+"""The folder of a search: its configuration, metrics, genotypes and checkpoint."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import shlex
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fastnas._version import __version__
 from fastnas.errors import FastnasError
-from fastnas.search.checkpoint import load_checkpoint, naming, read_config, save_checkpoint, write_atomically
+from fastnas.runs.checkpoint import write_atomically
+from fastnas.runs.folder import Folder
+from fastnas.search.checkpoint import COMMAND, load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
-from fastnas.spaces import Genotype
-from fastnas.spaces.family import read_genotype
-from fastnas.spaces.genotype import CellString
-
-# What every row of metrics has, whatever else it has.
-_KEYS = {"epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "genotype"}
-_LOCK = ".lock"
+from fastnas.spaces import AnyGenotype, read_genotype
 
 
-class RunFolder:
-    """Files of one run under ``path``. One process at a time works in it: it holds a lock to its end.
+class RunFolder(Folder):
+    """Files of one search under ``path``. One process at a time works in it: it holds a lock to its end.
 
     config.json              the full configuration and the versions
     metrics.jsonl            one row an epoch
@@ -40,11 +31,9 @@ class RunFolder:
     checkpoint.safetensors   the newest state; replaced whole
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config_file = path / "config.json"
-        self.metrics_file = path / "metrics.jsonl"
-        self.checkpoint_file = path / "checkpoint.safetensors"
+    COMMAND = COMMAND
+    DOING = "searching"
+    ROW = frozenset({"epoch", "train_loss", "val_loss", "genotype"})
 
     @classmethod
     def for_config(cls, config: SearchConfig) -> RunFolder:
@@ -53,29 +42,8 @@ class RunFolder:
         Raises:
             FastnasError: a new run into a folder that is not empty, or no run where one should be resumed.
         """
-        run = config.run
-        if run.resume is not None:
-            if run.out is not None and run.out.absolute() != run.resume.absolute():
-                raise FastnasError(
-                    f"--resume {run.resume} goes on in that folder: leave out --out {run.out}, or name the same"
-                )
-            folder = cls(run.resume)
-            differing = read_config(folder.config_file).differences(config)
-            if differing:
-                raise FastnasError(
-                    f"the run in {run.resume} has another configuration: it differs in {', '.join(differing)}; "
-                    "leave these options out to resume it, or choose another --out for a new run"
-                )
-            return folder
-        path = run.out or _dated_path(config)
-        try:
-            str(path).encode()
-        except UnicodeEncodeError:
-            raise FastnasError(f"--out {str(path)!r} is not valid UTF-8; choose another name") from None
-        if path.exists() and not path.is_dir():
-            raise FastnasError(f"--out {path} is a file; name a folder")
-        _check_empty(path)
-        return cls(path)
+        name = f"{config.network.space}-{config.hypergradient.method}-{config.images.dataset}"
+        return cls.named(config, out=config.run.out, resume=config.run.resume, name=name)
 
     def start(self, config: SearchConfig, measured: dict[str, float] | None = None) -> None:
         """Makes the folder and writes config.json; if that fails, what it wrote is removed.
@@ -87,64 +55,37 @@ class RunFolder:
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
-        made = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        _check_empty(self.path)
-        try:
-            options = {**config.to_options(), "out": str(self.path), "resume": None}
-            content: dict[str, Any] = {"fastnas": __version__, "torch": torch.__version__, "config": options}
-            if measured:
-                content["measured"] = measured
-            write_atomically(self.config_file, json.dumps(content, indent=2) + "\n")
-            (self.path / "genotypes").mkdir()
-        except BaseException:
-            self.config_file.unlink(missing_ok=True)
-            (self.path / _LOCK).unlink(missing_ok=True)
-            if made:
-                self.path.rmdir()
-            raise
+        self.make(config, {"measured": measured} if measured else None)
 
-    def _lock(self) -> None:
-        # Held until the process ends, however it ends.
-        self._lock_file = (self.path / _LOCK).open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastnasError(
-                f"another process is searching in {self.path}: wait for it, or stop it"
-            ) from None
+    def _fill(self) -> None:
+        (self.path / "genotypes").mkdir()
 
     def restore(self, step: SearchStep, config: SearchConfig) -> tuple[int, list[dict[str, Any]]]:
         """Puts the newest checkpoint into ``step``; returns the epochs done and their metrics.
 
         Rows of later epochs, written before a stop that came before their checkpoint, are dropped.
         """
-        self._lock()
+        self.lock()
         epoch = load_checkpoint(self.checkpoint_file, step, config) if self.checkpoint_file.exists() else 0
-        rows = [row for row in self._rows() if row["epoch"] <= epoch]
-        if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
-            raise FastnasError(
-                f"{self.metrics_file} does not hold the {epoch} epochs of the checkpoint; it was cut short or edited"
-            )
+        rows = self.rows_until(epoch)
         (self.path / "genotypes").mkdir(exist_ok=True)
-        if self.metrics_file.exists():
-            write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         return epoch, rows
 
     def save(
-        self, step: SearchStep, config: SearchConfig, row: dict[str, Any], genotype: Genotype | CellString
+        self, step: SearchStep, config: SearchConfig, row: dict[str, Any], genotype: AnyGenotype
     ) -> None:
-        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it."""
-        text = json.dumps(genotype.to_json(), indent=2) + "\n"
+        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it.
+
+        A genotype's file names the space that was searched: several share a format.
+        """
+        text = json.dumps({**genotype.to_json(), "space": config.network.space}, indent=2) + "\n"
         write_atomically(self._genotype_file(row["epoch"]), text)
         write_atomically(self.path / "genotype.json", text)
         if config.curvature.early_stop:
             alphas = {name: alpha.detach().cpu().clone() for name, alpha in step.net.alphas.tensors.items()}
             self._alphas_file(row["epoch"]).parent.mkdir(exist_ok=True)
             write_atomically(self._alphas_file(row["epoch"]), save(alphas))
-        with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.add_row(row)
         save_checkpoint(self.checkpoint_file, step, config, row["epoch"])
 
     def measured(self, name: str) -> float:
@@ -163,7 +104,7 @@ class RunFolder:
             )
         return value
 
-    def go_back(self, epoch: int, space: str) -> tuple[Genotype | CellString, dict[str, Tensor]]:
+    def go_back(self, epoch: int, space: str) -> tuple[AnyGenotype, dict[str, Tensor]]:
         """Makes the architecture of ``epoch`` the run's; its genotype and alphas.
 
         Raises:
@@ -183,38 +124,3 @@ class RunFolder:
 
     def _alphas_file(self, epoch: int) -> Path:
         return self.path / "alphas" / f"epoch-{epoch:03d}.safetensors"
-
-    def resume_command(self) -> str:
-        """What to type to go on with this run."""
-        return f"python -m fastnas.search --resume {shlex.quote(str(self.path))}"
-
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.metrics_file.exists():
-            return []
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut short by a stop; its epoch has no checkpoint
-                continue
-            if isinstance(row, dict) and row.keys() >= _KEYS and isinstance(row["epoch"], int):
-                rows.append(row)
-        return rows
-
-
-def _dated_path(config: SearchConfig) -> Path:
-    """runs/<date>-<time>-<space>-<method>-<dataset>, numbered if that second has one already."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{config.network.space}-{config.hypergradient.method}-{config.images.dataset}"
-    paths = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1000))
-    return next(path for path in paths if not path.exists())
-
-
-def _check_empty(path: Path) -> None:
-    if not path.is_dir() or not any(entry.name != _LOCK for entry in path.iterdir()):
-        return
-    if (path / "config.json").exists():
-        raise FastnasError(
-            f"--out {path} already holds a run: choose another folder, or go on with it by --resume {path}"
-        )
-    raise FastnasError(f"--out {path} is not empty: choose another folder")

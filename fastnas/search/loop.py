@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
+from fastnas._measure import peak_memory
 from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
-from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
+from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.text import filled
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
-from fastnas.search.interrupt import Interrupt, interrupt_flag
 from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
-from fastnas.spaces import family, make_space
+from fastnas.search.table import open_table, table_entries, table_shown
+from fastnas.search.task import Task, make_task
+from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, build_supernet, cuda_graphs
+from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, cuda_graphs
+from fastnas.tables import Table
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class SearchResult:
         out: the run's folder.
         config: the configuration, every default filled in.
         stop: where and why an early stop ended the search; None: none did.
+        table: what ``--table`` named.
     """
 
     genotype: AnyGenotype
@@ -55,6 +59,7 @@ class SearchResult:
     out: Path
     config: SearchConfig
     stop: Stop | None = None
+    table: Table | None = None
 
 
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
@@ -69,12 +74,14 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
+    table = open_table(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with interrupt_flag() as interrupt:
         device = device_of(config)
         check_first_use(device)
         search = Search(config, device, interrupt)
+        search.table = table
         measured = _measured(search, folder, progress)
         interrupt.defer()
         done: int = 0
@@ -95,7 +102,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
                 f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
                 f"{folder.resume_command()}"
             ) from None
-    return SearchResult(genotype, alphas, rows, folder.path, config, stop)
+    return SearchResult(genotype, alphas, rows, folder.path, config, stop, table)
 
 
 def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
@@ -117,15 +124,15 @@ def _epochs(
     search: Search, folder: RunFolder, done: int, rows: list[dict[str, Any]], progress: bool
 ) -> Stop | None:
     """The epochs after the first ``done``, each saved in ``folder`` and added to ``rows``; what ended them early."""
-    epochs, images = search.config.optimiser.epochs or 0, len(search.train.dataset)
+    epochs, size = search.config.optimiser.epochs or 0, search.task.size
     rule = EarlyStop() if search.config.curvature.early_stop else None
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
     with tqdm(
-        total=epochs * images,
-        initial=done * images,
-        unit="img",
+        total=epochs * size,
+        initial=done * size,
+        unit=search.task.bar_unit,
         dynamic_ncols=True,
         # None: no bar where the output is no terminal, but a row an epoch still.
         disable=None if progress else True,
@@ -138,7 +145,7 @@ def _epochs(
             folder.save(search.step, search.config, row, search.genotype())
             stop = observed(rule, row)
             if progress:
-                tqdm.write(_line(row, epochs), file=sys.stdout)
+                tqdm.write(_line(row, epochs, search.task), file=sys.stdout)
         search.interrupt.check()
         if stop is not None and progress:
             tqdm.write(str(stop), file=sys.stdout)
@@ -150,63 +157,37 @@ class Search:
 
     def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
         self.config, self.device, self.interrupt = config, device, interrupt
-        images, seed = config.images, config.run.seed
-        dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
-        weight_split, alpha_split = split(dataset, images.train_portion, limit=images.images, seed=seed)
-        mean, std = channel_statistics(weight_split)
-        weight_split, alpha_split = weight_split.to(device), alpha_split.to(device)
-        self.generators = [torch.Generator(device), torch.Generator(device)]
-        self.train, self.val = (
-            Batches(part, images.batch_size, mean=mean, std=std, augment=config.augment, generator=generator)
-            for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
-        )
-        self.evaluation = Batches.evaluation(alpha_split, images.batch_size, mean=mean, std=std)
-        self.weight_evaluation = Batches.evaluation(weight_split, images.batch_size, mean=mean, std=std)
+        self.table: Table | None = None  # run_search opens it
+        self.task = make_task(config, device)
+        self.train, self.val = self.task.train, self.task.val
         self.inner_steps = config.hypergradient.inner_steps or 1
-        if self.inner_steps > len(self.train):
-            raise FastnasError(
-                f"--inner-steps {self.inner_steps} is more than the {len(self.train)} batches of "
-                f"{images.batch_size} that the weight split of {len(weight_split)} images gives in an epoch; "
-                "take fewer inner steps, a smaller --batch-size or more images"
-            )
-        torch.manual_seed(seed)
-        self.dtype = torch.float32 if config.network.dtype == "bf16" else getattr(torch, config.network.dtype)
-        network = config.network
-        space = make_space(
-            network.space,
-            channels=network.channels,
-            layers=network.layers,
-            classes=len(dataset.classes),
-            image_channels=dataset.channels,
-        )
+        self.task.check_inner_steps(self.inner_steps)
+        torch.manual_seed(config.run.seed)
         try:
-            self.net = build_supernet(
-                space, backend=network.backend, dtype=self.dtype, device=device, recompute=network.recompute
-            )
+            self.net = self.task.supernet()
         except (RuntimeError, MemoryError) as error:
             if "alloc" not in str(error):
                 raise
-            raise FastnasError(
-                f"--channels {network.channels} --layers {network.layers}: no memory for this supernet on {device}"
-            ) from None
+            raise FastnasError(f"{self.task.size_flags()}: no memory for this supernet on {device}") from None
         weights = len(self.net.weights)
         if config.hypergradient.method == "exact" and weights > DENSE_LIMIT:
             raise FastnasError(
                 f"--method exact writes the Hessian out, for at most {DENSE_LIMIT:,} weights, and this supernet has "
-                f"{weights:,}; take fewer --channels or --layers, or --method cg"
+                f"{weights:,}; take a smaller one, or --method cg"
             )
         if config.hypergradient.method == "nystroem" and config.hypergradient.rank > weights:
             raise FastnasError(
                 f"--rank {config.hypergradient.rank} is more than the {weights:,} weights of this supernet; "
                 "take fewer columns of its Hessian"
             )
-        self.step = _search_step(self.net, config, _graphs(config, device))
-        self.val_accuracy = ""  # of the epoch before, for the progress bar
+        self.step = _search_step(self.net, config, _graphs(config, device), self.task.states(self.net))
+        self.shown: dict[str, str] = {}  # of the epoch before, for the progress bar
         self.radius: float | None = None  # where it was measured
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
-        return family(self.config.network.space).derive(self.net.alphas.tensors)
+        network = self.config.network
+        return family(network.space, network.primitives).derive(self.net.alphas.tensors)
 
     def alphas(self) -> dict[str, Tensor]:
         """A copy of the current alpha by name, on the CPU."""
@@ -215,7 +196,7 @@ class Search:
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
-        self.shuffle(epoch)
+        self.begin_epoch(epoch)
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
@@ -229,30 +210,27 @@ class Search:
             losses.append(report.losses)
             correct += report.correct
             norms.append(report.hypergradient_norm)
-            seen += (count := sum(len(labels) for _, labels in group))
+            seen += (count := sum(len(batch[-1]) for batch in group))
             self._show(bar, count, report.losses[-1], correct / seen)
-        # The batch that drop_last leaves out belongs to the epoch, too.
-        bar.update(len(self.train.dataset) - seen)
-        val_loss, val_accuracy = self._evaluate()
-        self.val_accuracy = f"{100 * val_accuracy:.1f}%"
+        # What the last whole batch leaves over belongs to the epoch, too.
+        bar.update(self.task.size - seen)
+        found = self.task.evaluate(self.net, self.interrupt.check)
         seconds = time.perf_counter() - begin
         genotype = self.genotype()
         row: dict[str, Any] = {
             "epoch": epoch,
             "learning_rate": rate,
-            "train_loss": torch.cat(losses).mean().item(),
-            "train_accuracy": (correct / seen).item(),
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
+            **self.task.metrics(torch.cat(losses).mean().item(), (correct / seen).item(), found),
             "hypergradient_norm": torch.stack(norms).mean().item(),
             "hypergradient_warnings": notices.finish(),
             "alpha_entropy": alpha_entropy(self.net),
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
-            "images_per_second": seen / seconds,
-            "peak_memory_bytes": _peak_memory(self.device),
+            f"{self.task.unit}_per_second": seen / seconds,
+            "peak_memory_bytes": peak_memory(self.device),
             "genotype": str(genotype),
         }
+        self.shown = self.task.shown_of(row)
         if self.radius is not None:
             row["difference_radius"] = self.radius
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
@@ -264,19 +242,19 @@ class Search:
         every = self.config.hypergradient.audit_every
         if every:
             row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
-        return row | self._curvature(epoch)
+        return row | self._curvature(epoch) | table_entries(self.table, genotype)
 
     def _curvature(self, epoch: int) -> dict[str, Any]:
         """The curvature after ``epoch``, None where it is not measured, nothing if it never is.
 
-        On the first images of both splits, as they are: from epoch to epoch the network changes and not the batch.
+        On the first batches of both splits, as they are: from epoch to epoch the network changes and not the batch.
         """
         every = self.config.curvature.spectrum_every
         if not every:
             return {}
         if epoch % every:
             return dict.fromkeys(CURVATURE)
-        train, val = (self.cast(next(iter(batches))) for batches in (self.weight_evaluation, self.evaluation))
+        train, val = self.task.first_batches(self.net)
         problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
         products = self.step.settings.products
         if problem.exact_by == "tangents":  # in the time of differences, and right
@@ -286,13 +264,14 @@ class Search:
     def _show(self, bar: tqdm[Any], count: int, loss: Tensor, accuracy: Tensor) -> None:
         # Reading the numbers waits for the device, so they are read when the bar is drawn anew only.
         if bar.update(count):
-            shown = {"loss": f"{loss.item():.3f}", "acc": f"{100 * accuracy.item():.1f}%"}
-            bar.set_postfix(shown | ({"val acc": self.val_accuracy} if self.val_accuracy else {}))
+            bar.set_postfix(self.task.shown(loss.item(), accuracy.item()) | self.shown)
 
-    def shuffle(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
-        for i, generator in enumerate(self.generators):
+        self.task.prepare(self.net, epoch)
+        for i, generator in enumerate(self.task.generators):
             generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self.step.begin_epoch()
 
     def take_radius(self, radius: float) -> None:
         """From now on differences have this radius, and every row says so."""
@@ -306,7 +285,7 @@ class Search:
         At the first weights other units switch than a few steps later.
         """
         with untouched(self.step):
-            self.shuffle(1)
+            self.begin_epoch(1)
             train, val = map(self.cast, self.train.forever()), map(self.cast, self.val.forever())
             for _ in range(steps):
                 self.interrupt.check()
@@ -318,22 +297,7 @@ class Search:
 
     def cast(self, batch: Batch) -> Batch:
         """A batch in the precision of the weights."""
-        return batch[0].to(self.dtype), batch[1]
-
-    @torch.no_grad()
-    def _evaluate(self) -> tuple[float, float]:
-        """Loss and accuracy over alpha's whole split, in evaluation mode, without augmentation."""
-        self.net.eval()
-        loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for images, labels in map(self.cast, self.evaluation):
-            self.interrupt.check()
-            logits = self.net(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(1) == labels).sum()
-        self.net.train()
-        count = len(self.evaluation.dataset)
-        return loss.item() / count, correct.item() / count
+        return self.task.cast(batch)
 
 
 def learning_rate(optimiser: Any, epoch: int) -> float:
@@ -341,11 +305,11 @@ def learning_rate(optimiser: Any, epoch: int) -> float:
 
     lr_min + (lr - lr_min) (1 + cos(pi (epoch - 1) / epochs)) / 2, as DARTS' scheduler gives it.
     """
-    low, high = optimiser.learning_rate_min, optimiser.learning_rate
+    low, high = filled(optimiser.learning_rate_min), filled(optimiser.learning_rate)
     return low + (high - low) * (1 + math.cos(math.pi * (epoch - 1) / optimiser.epochs)) / 2
 
 
-def alpha_entropy(net: Supernet) -> float:
+def alpha_entropy(net: Executor) -> float:
     """Mean entropy of the softmaxed rows of alpha, in nats; log(primitives) at uniform."""
     entropies = [
         -(alpha.softmax(-1) * alpha.log_softmax(-1)).sum(-1) for alpha in net.alphas.tensors.values()
@@ -357,9 +321,11 @@ def inner_settings(config: SearchConfig) -> InnerSettings:
     """What the estimators are told of a resolved configuration."""
     hyper, optimiser = config.hypergradient, config.optimiser
     return InnerSettings(
-        learning_rate=optimiser.learning_rate,
-        momentum=optimiser.momentum,
-        weight_decay=optimiser.weight_decay,
+        learning_rate=filled(optimiser.learning_rate),
+        momentum=filled(optimiser.momentum),
+        weight_decay=filled(optimiser.weight_decay),
+        # As their authors do: the virtual step of a recurrent search is clipped, that of a convolutional one not.
+        clip=filled(optimiser.grad_clip) if config.reads == "text" else math.inf,
         eta=hyper.eta,
         gamma=hyper.gamma,
         neumann_terms=hyper.neumann_terms,
@@ -378,17 +344,20 @@ def inner_settings(config: SearchConfig) -> InnerSettings:
     )
 
 
-def _search_step(net: Supernet, config: SearchConfig, graphs: Graphs | None) -> SearchStep:
+def _search_step(
+    net: Executor, config: SearchConfig, graphs: Graphs | None, states: Mapping[str, Tensor]
+) -> SearchStep:
     optimiser = config.optimiser
     return SearchStep(
         net,
         method(config.hypergradient.method),
         inner_settings(config),
-        grad_clip=optimiser.grad_clip,
-        arch_learning_rate=optimiser.arch_learning_rate,
+        grad_clip=filled(optimiser.grad_clip),
+        arch_learning_rate=filled(optimiser.arch_learning_rate),
         arch_weight_decay=optimiser.arch_weight_decay,
         graphs=graphs,
         precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
+        states=states,
     )
 
 
@@ -422,18 +391,10 @@ def device_of(config: SearchConfig) -> torch.device:
     return device
 
 
-def _peak_memory(device: torch.device) -> int:
-    """Bytes at the most since the process began: allocated on a GPU, resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _line(row: dict[str, Any], epochs: int) -> str:
+def _line(row: dict[str, Any], epochs: int, task: Task) -> str:
     return (
-        f"epoch {row['epoch']}/{epochs}  train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
-        f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%  "
+        f"epoch {row['epoch']}/{epochs}  {task.line(row)}  "
         f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s{audit_line(row)}"
+        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
+        f"{audit_line(row)}{table_shown(row)}"
     )

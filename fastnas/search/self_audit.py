@@ -70,12 +70,16 @@ def self_audit(step: SearchStep, train: Sequence[Batch], val: Batch, learning_ra
     """
     with untouched(step):
         own = step.method
-        audited = train[-1] if own.after_inner_steps else train[0]
+        val = step.placed("val", val)
+        audited = step.placed("train", train[0])
         trajectory = step.trajectory(learning_rate, own.recorded_steps(step.settings, len(train)))
         if own.after_inner_steps and not own.moves_weights:
             for batch in train:
-                trajectory.record(step.problem(batch, val))
-                step.weight_step(batch, learning_rate)
+                audited = step.placed("train", batch)
+                trajectory.record(step.problem(audited, val))
+                step.weight_step(audited, learning_rate)
+        elif own.after_inner_steps:
+            audited = step.placed("train", train[-1])
         problem = step.problem(audited, val)
         settings = step.settings_at(learning_rate, trajectory, Watch())
         better = better_than(own, settings, problem)

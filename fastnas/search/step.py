@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, InnerSgd, Inspected, Method, Trajectory, Watch
-from fastnas.search.optimiser import Adam, Sgd
-from fastnas.supernet import Batch, Graphs, Supernet, SupernetProblem, eagerly, gradients, narrow, pinned
+from fastnas.runs.optimiser import Adam, Sgd
+from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, eagerly, gradients, narrow, pinned
 from fastnas.supernet.graphs import WARM_UP
 
 
@@ -51,11 +51,14 @@ class SearchStep:
             replayed. None: no graphs.
         precision: of activations in weight steps: torch.bfloat16, or None: that of the weights. Hypergradients are
             computed in the weights' precision always: a difference moves each weight by less than bfloat16 can tell.
+        states: of a recurrent network: the hidden states (B, units), live, that the next batches of the streams "train"
+            and "val" begin with. A batch then comes as words and targets, and its stream's state is put between them.
+            A weight step leaves its own in "train", a hypergradient that of its last validation pass in "val".
     """
 
     def __init__(
         self,
-        net: Supernet,
+        net: Executor,
         method: Method,
         settings: InnerSettings,
         *,
@@ -64,8 +67,9 @@ class SearchStep:
         arch_weight_decay: float = 1e-3,
         graphs: Graphs | None = None,
         precision: torch.dtype | None = None,
+        states: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.precision = precision
+        self.precision, self.states = precision, dict(states or {})
         self.net, self.method, self.settings, self.graphs = net, method, settings, graphs
         self._warming_up = WARM_UP
         if graphs is not None:
@@ -87,19 +91,21 @@ class SearchStep:
         """T = len(train) weight steps at ``learning_rate`` and one step of alpha.
 
         Args:
-            train: T batches of the weights' split, images (B, C, H, W) and labels (B,).
+            train: T batches of the weights' split, images (B, C, H, W) and labels (B,) or what else the network reads.
             val: one batch of alpha's split.
             learning_rate: of this epoch, also xi of darts and the default gamma of idarts.
         """
+        val = self.placed("val", val)
         step = self.training_loss if self.method.moves_weights else self.weight_step
         if self.method.after_inner_steps:
             recorded = self.method.recorded_steps(self.settings, len(train))
             trajectory = self.trajectory(learning_rate, recorded)
             results = []
             for batch in train:
-                trajectory.record(self.problem(batch, val))
-                results.append(step(batch, learning_rate))
-            norm, watch = self.alpha_step(train[-1], val, learning_rate, trajectory)
+                placed = self.placed("train", batch)
+                trajectory.record(self.problem(placed, val))
+                results.append(step(placed, learning_rate))
+            norm, watch = self.alpha_step(placed, val, learning_rate, trajectory)
         else:
             norm, watch = self.alpha_step(train[0], val, learning_rate)
             results = [step(batch, learning_rate) for batch in train]
@@ -109,36 +115,64 @@ class SearchStep:
         losses, correct = zip(*results, strict=True)
         return StepReport(torch.stack(losses), torch.stack(correct).sum(), norm, watch)
 
+    def placed(self, stream: str, batch: Batch) -> Batch:
+        """A batch with the state of its ``stream``, a copy, if the network has one and the batch not yet."""
+        if stream not in self.states or len(batch) > 2:
+            return batch
+        words, targets = batch
+        return words, self.states[stream].clone(), targets
+
+    def _carry(self, stream: str, states: Sequence[Tensor]) -> None:
+        for state in states:
+            self.states[stream].copy_(state)
+
+    def begin_epoch(self) -> None:
+        """Both streams begin anew: their states are zero."""
+        for state in self.states.values():
+            state.zero_()
+
     def weight_step(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
+        batch = self.placed("train", batch)
         self.weight_optimiser.set_rate(learning_rate)
         if self.graphs is None:
-            loss, correct = eagerly(self._weight_pass, batch)
+            loss, correct, *states = eagerly(self._weight_pass, batch)
         else:
-            loss, correct = self.graphs.run(
+            loss, correct, *states = self.graphs.run(
                 "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
             )
+        self._carry("train", states)
         return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
-    def _weight_pass(self, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """A weight step at the rate that was set, one CUDA graph; loss and hits."""
+    def _weight_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """A weight step at the rate that was set, one CUDA graph; loss, hits, and what is carried."""
+        *inputs, targets = batch
         self.net.train()
         with pinned(tf32=True):
-            with narrow(images.device, self.precision):
-                logits = self.net(images)
-            loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
-            (grad,) = gradients(loss, self.net.weights)
+            with narrow(targets.device, self.precision):
+                logits = self.net(*inputs)
+            loss, penalty = (
+                F.cross_entropy(logits.to(self.net.weights.flat.dtype), targets),
+                self.net.penalty(targets),
+            )
+            (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
         self.weight_optimiser.move(grad)
-        return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss.detach(), self._hits(logits.detach(), targets), *self.net.carried()
+
+    def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not self.net.classifies:
+            return torch.zeros((), dtype=torch.int64, device=targets.device)
+        return (logits.argmax(1) == targets).sum()
 
     def training_loss(self, batch: Batch, learning_rate: float) -> tuple[Tensor, Tensor]:
         """:meth:`weight_step` without the step: BatchNorm's running statistics move, the weights do not."""
         self.net.train()
-        images, labels = batch
-        with torch.no_grad(), narrow(images.device, self.precision):
-            logits = self.net(images)
-        loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), labels)
-        return loss, (logits.argmax(1) == labels).sum()
+        *inputs, targets = self.placed("train", batch)
+        with torch.no_grad(), narrow(targets.device, self.precision):
+            logits = self.net(*inputs)
+        loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), targets)
+        self._carry("train", self.net.carried())
+        return loss, self._hits(logits, targets)
 
     def alpha_step(
         self, train: Batch, val: Batch, learning_rate: float, trajectory: Trajectory | None = None
@@ -148,9 +182,11 @@ class SearchStep:
         Where an oracle or the hypergradient has a NaN or an infinity, alpha and Adam's state stay as they were, and
         the watch says so when it is read.
         """
-        problem, watch = Inspected(self.problem(train, val)), Watch()
+        oracles = self.problem(train, val)
+        problem, watch = Inspected(oracles), Watch()
         settings = self.settings_at(learning_rate, trajectory, watch)
         grad = self.method.hypergradient(problem, settings)
+        self._carry("val", oracles.carried)
         moved = [self.alpha_optimiser.alpha, *self.alpha_optimiser.state().values()]
         before = [tensor.clone() for tensor in moved]
         self.alpha_optimiser.step(grad)
@@ -166,6 +202,7 @@ class SearchStep:
 
     def problem(self, train: Batch, val: Batch) -> SupernetProblem:
         """The oracles on these batches."""
+        train, val = self.placed("train", train), self.placed("val", val)
         return SupernetProblem(self.net, train, val, graphs=self.graphs)
 
     def settings_at(

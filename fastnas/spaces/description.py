@@ -19,7 +19,7 @@ Preprocess: TypeAlias = Literal["identity", "relu_conv_bn", "factorized_reduce",
 
 @dataclass(frozen=True)
 class Mixing:
-    """What weighs an edge's primitives: primitive k by ``softmax(alpha)[row, column + k]``, the softmax over the columns.
+    """What weighs an edge's primitives: primitive k by ``softmax(alpha)[row, column + k]``, softmax over the columns.
 
     Edges may share a row: one of several sources is chosen where each is a column, and its edge has one primitive.
     """
@@ -53,11 +53,16 @@ class Input:
 
 @dataclass(frozen=True)
 class Stem:
-    """3x3 convolution of the image to ``channels``, BatchNorm, and ReLU if ``rectified``."""
+    """3x3 convolution of the image to ``channels``, BatchNorm, and ReLU if ``rectified``.
+
+    With several ``strides`` as many such convolutions, ReLU between them, each but the last to half of its next one's
+    channels.
+    """
 
     channels: int
     kind: str = "stem"
     rectified: bool = False
+    strides: tuple[int, ...] = (1,)
 
     @property
     def out_channels(self) -> int:
@@ -111,7 +116,7 @@ class MatrixCell:
     """NAS-Bench-101's discrete cell: an operation on each vertex of a graph, of which vertex 0 is the input.
 
     Attributes:
-        matrix: upper triangular; row i has a 1 in column j where vertex i feeds vertex j. The last vertex is the output.
+        matrix: upper triangular; row i has a 1 in column j where vertex i feeds vertex j. The last one is the output.
         operations: of the vertices between.
         channels: of the output, which the vertices that feed it share out.
     """
@@ -173,6 +178,20 @@ Stage: TypeAlias = Stem | Cell | MatrixCell | Residual | Pool | Head
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """DARTS' auxiliary head, which classifies the output of ``stage`` in training alone.
+
+    ReLU, 5x5 average pooling, 1x1 convolution to 128 channels, 2x2 to 768, the linear classifier; BatchNorm and ReLU
+    behind the convolutions, behind the second ReLU alone unless ``normalise_last``.
+    """
+
+    stage: int
+    classes: int
+    pool_stride: int
+    normalise_last: bool
+
+
+@dataclass(frozen=True)
 class Alpha:
     """An architecture parameter: one row a choice, one column an option: mostly an edge, and a primitive on it."""
 
@@ -187,12 +206,13 @@ class Alpha:
 
 @dataclass(frozen=True)
 class Space:
-    """A whole network as data. ``alphas`` is empty for a discrete network."""
+    """A whole network as data. ``alphas`` is empty for a discrete network, ``auxiliary`` None without such a head."""
 
     name: str
     image_channels: int
     stages: tuple[Stage, ...]
     alphas: tuple[Alpha, ...] = ()
+    auxiliary: Auxiliary | None = None
 
     @property
     def classes(self) -> int:

@@ -1,7 +1,8 @@
 """Genotypes, the discrete cells that a search ends with, in the field's own formats.
 
 :class:`Genotype` is DARTS' (normal and reduction cell, any number of nodes); :class:`CellString` is
-NAS-Bench-201's architecture string. Both are read without evaluating anything.
+NAS-Bench-201's architecture string. All are read without evaluating anything. What every space's genotype can do is
+:class:`AnyGenotype`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from fastnas.errors import FastnasError
 
@@ -26,10 +27,39 @@ DARTS_PRIMITIVES = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7")
+DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
 NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
 Pair = tuple[str, int]
+
+
+class Graph(NamedTuple):
+    """A cell to be drawn: its states' labels, and its edges as (source, target, label), "" being unlabelled."""
+
+    name: str
+    labels: tuple[str, ...]
+    edges: tuple[tuple[int, int, str], ...]
+
+
+class AnyGenotype(Protocol):
+    """What every space's genotype can do; ``str()`` gives its text format."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for ``json.dump``, its space's name under "space"; ``parse`` reads it back."""
+
+    def skip_share(self) -> float:
+        """The share of skip_connect among all of its edges."""
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Its cells as graphs."""
+
+    @classmethod
+    def parse(cls, text: str) -> AnyGenotype:
+        """From text or JSON.
+
+        Raises:
+            FastnasError: it is neither.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,7 +79,7 @@ class Genotype:
 
     def __post_init__(self) -> None:
         for cell in ("normal", "reduce"):
-            _check_cell(cell, getattr(self, cell), getattr(self, f"{cell}_concat"))
+            check_cell(cell, getattr(self, cell), getattr(self, f"{cell}_concat"))
 
     def __str__(self) -> str:
         return (
@@ -69,7 +99,14 @@ class Genotype:
 
     def skip_share(self) -> float:
         """The share of skip_connect among all edges of both cells."""
-        return _share("skip_connect", [op for op, _ in self.normal + self.reduce])
+        return share("skip_connect", [op for op, _ in self.normal + self.reduce])
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """Both cells as graphs, the reduction first."""
+        return (
+            cell_graph("reduce", self.reduce, self.reduce_concat),
+            cell_graph("normal", self.normal, self.normal_concat),
+        )
 
     @classmethod
     def parse(cls, text: str) -> Genotype:
@@ -78,17 +115,18 @@ class Genotype:
         Raises:
             FastnasError: it is neither, or the cells are not valid.
         """
-        fields = _json_object(text) or _call_fields(text)
-        if fields is None or not {"normal", "normal_concat", "reduce", "reduce_concat"} <= fields.keys():
+        names = ("normal", "normal_concat", "reduce", "reduce_concat")
+        fields = json_object(text) or call_fields("Genotype", names, text)
+        if fields is None or not set(names) <= fields.keys():
             raise FastnasError(
                 "not a DARTS genotype: expected Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[...], "
-                f"reduce=[...], reduce_concat=[...]) or the same as JSON, got {_shorten(text)}"
+                f"reduce=[...], reduce_concat=[...]) or the same as JSON, got {shorten(text)}"
             )
         return cls(
-            _pairs("normal", fields["normal"]),
-            _integers("normal_concat", fields["normal_concat"]),
-            _pairs("reduce", fields["reduce"]),
-            _integers("reduce_concat", fields["reduce_concat"]),
+            read_pairs("normal", fields["normal"]),
+            read_integers("normal_concat", fields["normal_concat"]),
+            read_pairs("reduce", fields["reduce"]),
+            read_integers("reduce_concat", fields["reduce_concat"]),
         )
 
 
@@ -125,7 +163,13 @@ class CellString:
 
     def skip_share(self) -> float:
         """The share of skip_connect among the six edges."""
-        return _share("skip_connect", self.ops)
+        return share("skip_connect", self.ops)
+
+    def graphs(self) -> tuple[Graph, ...]:
+        """The cell as a graph."""
+        ends = [(source, target) for target in (1, 2, 3) for source in range(target)]
+        edges = tuple((source, target, op) for (source, target), op in zip(ends, self.ops, strict=True))
+        return (Graph("cell", ("input", "1", "2", "output"), edges),)
 
     @classmethod
     def parse(cls, text: str) -> CellString:
@@ -134,7 +178,7 @@ class CellString:
         Raises:
             FastnasError: it is neither, or a primitive is unknown.
         """
-        fields = _json_object(text)
+        fields = json_object(text)
         arch = fields.get("arch") if fields else text.strip()
         found = re.fullmatch(
             r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|", str(arch)
@@ -142,12 +186,21 @@ class CellString:
         if found is None:
             raise FastnasError(
                 "not a NAS-Bench-201 architecture string: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|, "
-                f"got {_shorten(text)}"
+                f"got {shorten(text)}"
             )
         return cls(found.groups())
 
 
-def _check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
+def cell_graph(name: str, pairs: Sequence[Pair], concat: Sequence[int]) -> Graph:
+    """A cell of DARTS' kind as a graph."""
+    nodes = len(pairs) // 2
+    labels = ("c(k-2)", "c(k-1)", *map(str, range(nodes)), "c(k)")
+    edges = [(source, 2 + i // 2, op) for i, (op, source) in enumerate(pairs)]
+    return Graph(name, labels, (*edges, *((state, 2 + nodes, "") for state in concat)))
+
+
+def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
+    """Raises FastnasError if this is no cell of DARTS' kind, which messages call ``cell``."""
     if not pairs or len(pairs) % 2:
         raise FastnasError(f"genotype: {cell} needs two edges a node, got {len(pairs)} edges")
     for i, (op, source) in enumerate(pairs):
@@ -167,7 +220,8 @@ def _check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None
         )
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that ``text`` is; None if it is not one."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -175,18 +229,15 @@ def _json_object(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _call_fields(text: str) -> dict[str, Any] | None:
-    """The keyword arguments of ``[NAME =] Genotype(...)``, literals and ``range`` only; None if it is not one."""
+def call_fields(function: str, names: Sequence[str], text: str) -> dict[str, Any] | None:
+    """The arguments of ``[NAME =] function(...)`` by name, literals and ``range`` only; None if it is not one."""
     try:
         body = ast.parse(text.strip()).body
         if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.Assign):
             return None
         call = body[0].value
-        if not (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"
-        ):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == function):
             return None
-        names = ("normal", "normal_concat", "reduce", "reduce_concat")
         fields = dict(zip(names, call.args, strict=False))
         fields.update({keyword.arg or "": keyword.value for keyword in call.keywords})
         return {name: _literal(node) for name, node in fields.items()}
@@ -206,36 +257,41 @@ def _literal(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-def _pairs(name: str, value: Any) -> tuple[Pair, ...]:
+def read_pairs(name: str, value: Any) -> tuple[Pair, ...]:
+    """``value``, which came from a file, as the field ``name`` of (primitive, state) pairs."""
     try:
         pairs = [(op, source) for op, source in value]
     except (TypeError, ValueError):
         pairs = []
-    if not pairs or not all(isinstance(op, str) and _is_integer(source) for op, source in pairs):
+    if not pairs or not all(isinstance(op, str) and is_integer(source) for op, source in pairs):
         raise FastnasError(
-            f"genotype: {name} must be a list of (primitive, state) pairs, got {_shorten(value)}"
+            f"genotype: {name} must be a list of (primitive, state) pairs, got {shorten(value)}"
         )
     return tuple(pairs)
 
 
-def _integers(name: str, value: Any) -> tuple[int, ...]:
+def read_integers(name: str, value: Any) -> tuple[int, ...]:
+    """``value``, which came from a file, as the field ``name`` of states."""
     if (
         not isinstance(value, Iterable)
         or isinstance(value, str)
-        or not all(map(_is_integer, value := list(value)))
+        or not all(map(is_integer, value := list(value)))
     ):
-        raise FastnasError(f"genotype: {name} must be a list of states, got {_shorten(value)}")
+        raise FastnasError(f"genotype: {name} must be a list of states, got {shorten(value)}")
     return tuple(value)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether ``value``, which came from a file, is a whole number, and not true or false."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _share(name: str, ops: Sequence[str]) -> float:
+def share(name: str, ops: Sequence[str]) -> float:
+    """The share of ``name`` among ``ops``."""
     return sum(op == name for op in ops) / len(ops)
 
 
-def _shorten(value: Any) -> str:
+def shorten(value: Any) -> str:
+    """``value`` as a message shows it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastnas.errors import FastnasError
 from fastnas.spaces.description import Head, MatrixCell, Pool, Space, Stage, Stem
-from fastnas.spaces.genotype import _is_integer, _json_object, _shorten
+from fastnas.spaces.genotype import Graph, is_integer, json_object, shorten
 
 NASBENCH101_PRIMITIVES = ("maxpool3x3", "conv3x3-bn-relu", "conv1x1-bn-relu")
 MOST_VERTICES, MOST_EDGES = 7, 9
@@ -21,8 +21,8 @@ Matrix = tuple[tuple[int, ...], ...]
 class CellMatrix:
     """NAS-Bench-101's cell: an upper triangular adjacency matrix, and the operation of each vertex.
 
-    The first vertex is the input, the last one the output. What no way from input to output passes through is no part of
-    the network, and :meth:`pruned` leaves it out. ``str()`` gives JSON, which :meth:`parse` reads.
+    The first vertex is the input, the last one the output. What no way from input to output passes through is no part
+    of the network, and :meth:`pruned` leaves it out. ``str()`` gives JSON, which :meth:`parse` reads.
 
     >>> cell = CellMatrix(((0, 1, 1), (0, 0, 1), (0, 0, 0)), ("input", "conv3x3-bn-relu", "output"))
     >>> str(cell)
@@ -58,6 +58,14 @@ class CellMatrix:
         operations = self.pruned().operations[1:-1]
         return operations.count("maxpool3x3") / max(len(operations), 1)
 
+    def graphs(self) -> tuple[Graph, ...]:
+        """The pruned cell as a graph, whose vertices have the operations."""
+        pruned = self.pruned()
+        size = len(pruned.matrix)
+        ends = [(source, target) for source in range(size) for target in range(size)]
+        edges = tuple((source, target, "") for source, target in ends if pruned.matrix[source][target])
+        return (Graph("cell", pruned.operations, edges),)
+
     def pruned(self) -> CellMatrix:
         """The cell without vertices that no way from the input to the output passes through."""
         used = _used(self.matrix)
@@ -70,13 +78,13 @@ class CellMatrix:
         Raises:
             FastnasError: it is something else, or the cell is not valid.
         """
-        fields = _json_object(text) or {}
+        fields = json_object(text) or {}
         matrix = _first(fields, "matrix", "module_adjacency")
         operations = _first(fields, "operations", "ops", "module_operations")
         if not _is_matrix(matrix) or not _is_list_of(str, operations):
             raise FastnasError(
                 'not a NAS-Bench-101 cell: expected {"matrix": [[0, 1, ...], ...], "operations": ["input", ..., '
-                f'"output"]}}, got {_shorten(text)}'
+                f'"output"]}}, got {shorten(text)}'
             )
         return cls(tuple(tuple(row) for row in matrix), tuple(operations))
 
@@ -158,7 +166,7 @@ def _first(fields: dict[str, Any], *names: str) -> Any:
 
 
 def _is_matrix(value: Any) -> bool:
-    return _is_list_of(list, value) and all(_is_integer(number) for row in value for number in row)
+    return _is_list_of(list, value) and all(is_integer(number) for row in value for number in row)
 
 
 def _is_list_of(kind: type, value: Any) -> bool:

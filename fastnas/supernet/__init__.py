@@ -6,11 +6,14 @@ import torch
 
 from fastnas.errors import FastnasError
 from fastnas.spaces import Space
+from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
+from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
-from fastnas.supernet.reference import Supernet, smooth_twin
+from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, mean_loss, perplexity
+from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
 
@@ -45,21 +48,51 @@ def build_supernet(
     return BACKENDS[backend](space, dtype=dtype, device=device)
 
 
+RECURRENT_BACKENDS: dict[str, type[RecurrentNetwork]] = {
+    "fused": FusedRecurrentNetwork,
+    "reference": RecurrentNetwork,
+}
+
+
+def build_recurrent(
+    space: RecurrentSpace,
+    *,
+    backend: str = "fused",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> RecurrentNetwork:
+    """:func:`build_supernet` for a space that reads text; arguments as there.
+
+    Raises:
+        FastnasError: an unknown backend.
+    """
+    if backend not in RECURRENT_BACKENDS:
+        raise FastnasError(f"unknown backend {backend!r}; known are {', '.join(RECURRENT_BACKENDS)}")
+    return RECURRENT_BACKENDS[backend](space, dtype=dtype, device=device)
+
+
 __all__ = [
     "BACKENDS",
     "Arena",
     "Batch",
+    "Executor",
+    "FusedRecurrentNetwork",
     "FusedSupernet",
     "Graphs",
+    "RecurrentNetwork",
     "Supernet",
     "SupernetProblem",
+    "build_recurrent",
     "build_supernet",
+    "check_auxiliary",
     "cuda_graphs",
     "eagerly",
     "gradient_parts",
     "gradients",
     "joined",
+    "mean_loss",
     "narrow",
+    "perplexity",
     "pinned",
     "smooth_twin",
 ]

@@ -22,7 +22,7 @@ DILATED = {"dil_conv_3x3": 3, "dil_conv_5x5": 5}
 CONVOLUTIONS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 RECTIFIED = {"conv1x1-bn-relu": 1, "conv3x3-bn-relu": 3}
 POOLS = {"avg_pool_3x3": "average", "max_pool_3x3": "maximum", "maxpool3x3": "maximum"}
-FUSED = {"none", "skip_connect", *SEPARABLE, *DILATED, *CONVOLUTIONS, *RECTIFIED, *POOLS}
+FUSED = {"none", "skip_connect", "noise", *SEPARABLE, *DILATED, *CONVOLUTIONS, *RECTIFIED, *POOLS}
 
 NONE = -1  # no norm, no weight
 CALLS = ("state", "first", "second", "average", "maximum")  # in the order of csrc/cell/plan.h
@@ -41,9 +41,9 @@ def is_fused(spec: Cell, rectified: Sequence[bool]) -> bool:
     names = {name for edge in spec.edges for name in edge.primitives}
     projects = {source.preprocess for source in spec.inputs}
     known = spec.is_mixed and names <= FUSED
-    dense = {"nor_conv_3x3", *RECTIFIED}
+    unstrided = {"nor_conv_3x3", "noise", *RECTIFIED}
     strided = {name for edge in spec.edges if edge.stride > 1 for name in edge.primitives}
-    if not known or strided & dense:
+    if not known or strided & unstrided:
         return False
     if not names & set(RECTIFIED) and "conv_bn_relu" not in projects:
         return not spec.affine
@@ -177,6 +177,8 @@ class CellPlan:
         preprocessing: of each input of the fused cell: of each of the cell's, those that ``conv_bn_relu`` makes of one
             stage being one.
         groups: of edges, by ascending state.
+        noise: the edges with noise, in the order in which the reference draws it. The cell gets it as further inputs,
+            behind its own, each of which is added to one node; they count as states, before the nodes.
         empty: nodes that no branch enters.
         biases: of convolutions with a bias, by the norm behind them: offsets in the weights. The normalisation takes
             a bias away again, so it is added to the running means alone.
@@ -205,20 +207,26 @@ class CellPlan:
         self.preprocessing: list[Preprocessing] = []
         for source, pre in zip(spec.inputs, module.preprocess, strict=True):
             self._add_preprocessing(source, pre)
+        by_target = sorted(range(len(spec.edges)), key=lambda row: spec.edges[row].target)
+        self.noise = [row for row in by_target if "noise" in spec.edges[row].primitives]
+        self.preprocessing += [Preprocessing(NONE, [NONE], [], 1)] * len(self.noise)
         self.biases: dict[int, int] = {}
         self.groups: list[EdgeGroup] = []
         for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
             rows = [i for i, e in enumerate(spec.edges) if (e.source, e.stride) == (state, stride)]
-            targets = [spec.edges[row].target for row in rows]
+            targets = [self._state(spec.edges[row].target) for row in rows]
             separable = sum(name in SEPARABLE for row in rows for name in spec.edges[row].primitives)
-            self.groups.append(EdgeGroup(state, stride, rows, targets, separable))
+            self.groups.append(EdgeGroup(self._state(state), stride, rows, targets, separable))
         for group in self.groups:
             for row in group.edges:
                 primitives = module.edges[row]
                 assert isinstance(primitives, nn.ModuleDict)
                 self._add_edge(group, row, primitives)
+        self.groups += [self._noise_group(len(spec.inputs) + k, row) for k, row in enumerate(self.noise)]
+        self.groups.sort(key=lambda group: group.state)
         entered = {t for g in self.groups for t, terms in zip(g.targets, g.terms, strict=True) if terms}
-        self.empty = [node for node in range(len(spec.inputs), spec.states) if node not in entered]
+        nodes = map(self._state, range(len(spec.inputs), spec.states))
+        self.empty = [node for node in nodes if node not in entered]
         begin, end = weights.span(prefix)
         self.numbers = torch.tensor(self._numbers(end - begin))
 
@@ -251,9 +259,22 @@ class CellPlan:
         last.table += self._convolution(convolution, 1, state, norm, state)
         last.norms.append(norm)
 
+    def _state(self, state: int) -> int:
+        """The number in the plan of a state of the cell."""
+        return state if state < len(self.spec.inputs) else state + len(self.noise)
+
+    def _noise_group(self, state: int, row: int) -> EdgeGroup:
+        """The noise of an edge, as a skip-connection from the input that it comes in as."""
+        edge = self.spec.edges[row]
+        weight = first_weights(self.spec)[row] + edge.primitives.index("noise")
+        group = EdgeGroup(state, 1, [row], [self._state(edge.target)], 0)
+        group.terms.append([Term("state", 0, NONE, weight)])
+        group.pooling.table += [NONE, NONE, NONE, NONE, weight]
+        return group
+
     def _add_edge(self, group: EdgeGroup, row: int, primitives: nn.ModuleDict) -> None:
         edge = self.spec.edges[row]
-        grad = group.targets.index(edge.target)
+        grad = group.targets.index(self._state(edge.target))
         pooled = {"average": (NONE, NONE), "maximum": (NONE, NONE)}
         skip = NONE
         terms: list[Term] = []
@@ -265,6 +286,8 @@ class CellPlan:
 
         first = first_weights(self.spec)[row]
         for name, module in primitives.items():
+            if name == "noise":  # an input of its own
+                continue
             weight = first + edge.primitives.index(name)
             layers = list(module.children())
             if name in POOLS:
@@ -340,11 +363,11 @@ class CellPlan:
         """The plan as csrc/cell/plan.cpp reads it."""
         spec = self.spec
         mixing = sum(len(edge.primitives) for edge in spec.edges)
-        numbers = [spec.channels, self.stride, spec.states, self.norms, weights, mixing]
+        numbers = [spec.channels, self.stride, self._state(spec.states), self.norms, weights, mixing]
         numbers += [*_list(self.affine), len(self.preprocessing)]
         for preprocessing in self.preprocessing:
             numbers += [*_list(preprocessing.norms), *_list(preprocessing.table)]
-        numbers += [*_list(spec.output), *_list(self.empty), len(self.biases)]
+        numbers += [*_list([self._state(s) for s in spec.output]), *_list(self.empty), len(self.biases)]
         for norm, offset in self.biases.items():
             numbers += [norm, offset, self._target_of(norm)]
         return [*numbers, len(self.groups), *(n for group in self.groups for n in group.numbers())]

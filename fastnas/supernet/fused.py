@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from fastnas.build_info import build_info
 from fastnas.errors import FastnasError
@@ -17,7 +18,7 @@ from fastnas.ops.mixed_sum import mixed_sum
 from fastnas.spaces import Cell, Space
 from fastnas.supernet.cell_plan import CellPlan, is_fused, is_rectified
 from fastnas.supernet.fused_cell import fused_cell
-from fastnas.supernet.primitives import MOMENTUM
+from fastnas.supernet.primitives import MOMENTUM, Noise
 from fastnas.supernet.reference import MixedCell, Supernet
 
 
@@ -96,10 +97,26 @@ class FusedSupernet(Supernet):
         if index not in self._fused:
             return super().cell(index, inputs, mixing)
         assert mixing is not None
+        if self.training and self.drop_path is not None:
+            return self._cell_with_drop_path(index, inputs, mixing)
         # Within torch.autocast images may be bfloat16, which the GPU's kernels take as it is.
         narrow = any(x.dtype == torch.bfloat16 for x in inputs) and self.takes_bfloat16
         dtype = torch.bfloat16 if narrow else self.weights.flat.dtype
         return self._fused[index]([x.to(dtype) for x in inputs], mixing.to(self.weights.flat.dtype))
+
+    def _cell_with_drop_path(self, index: int, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
+        # The native ops have no weights image by image: plain modules, on views of the fused cell's leaf, which gets
+        # the gradient.
+        fused = self._fused[index]
+        views = {
+            name.removeprefix(fused.prefix): fused.view(name)
+            for name in self.weights.tensors
+            if name.startswith(fused.prefix)
+        }
+        output: Tensor = functional_call(
+            self.stages[index], views, (inputs, mixing, self.node, self.drop_path)
+        )
+        return output
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
         if weights is None or self._is_plain:
@@ -121,10 +138,10 @@ class FusedCell:
         self._shares: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, inputs: Sequence[Tensor], mixing: Tensor) -> Tensor:
-        inputs = self._distinct(inputs)
         training = self.module.training
         if training:
             self._check_pixels(inputs)
+        inputs = self._arguments(inputs)
         statistics = torch.zeros_like(self.running) if training else self._without_biases()
         out = fused_cell(self.plan, inputs, mixing, self.weights, statistics, training, self.net.recompute)
         if training and self.net.statistics_move and len(out):
@@ -136,19 +153,31 @@ class FusedCell:
 
         The gradient of a packed tensor is the dual number whose value is the gradient by its imaginary part.
         """
-        inputs = self._distinct(inputs)
         self._check_pixels(inputs)
+        inputs = self._arguments(inputs)
         statistics = torch.zeros_like(self.running, dtype=mixing.dtype)
         return fused_cell(self.plan, inputs, mixing, weights, statistics, True, self.net.recompute)
 
-    def _distinct(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs, one for each preprocessing."""
-        at = 0
-        found = []
-        for preprocessing in self.plan.preprocessing:
-            found.append(inputs[at])
+    def view(self, name: str) -> Tensor:
+        """The weight ``name`` as a view of the cell's leaf."""
+        begin = self.net.weights.begin(name) - self.span[0]
+        like = self.net.weights[name]
+        return self.weights[begin : begin + like.numel()].view(like.shape)
+
+    def _arguments(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the plan calls inputs: one for each preprocessing, and what the edges with noise add."""
+        distinct, at = [], 0
+        for preprocessing in self.plan.preprocessing[: len(self.plan.preprocessing) - len(self.plan.noise)]:
+            distinct.append(inputs[at])
             at += len(preprocessing.norms)
-        return found
+        return [*distinct, *self._noise(inputs[0])]
+
+    def _noise(self, x: Tensor) -> list[Tensor]:
+        """Noise of the nodes' size, drawn as the reference does; ``x`` is the cell's first input."""
+        stride = self.plan.preprocessing[0].stride
+        state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
+        noise = Noise(1)
+        return [noise(state) for _ in self.plan.noise]
 
     def _check_pixels(self, inputs: Sequence[Tensor]) -> None:
         stride = self.plan.preprocessing[0].stride * self.plan.stride

@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
+Batch: TypeAlias = tuple[Tensor, ...]  # what a network reads, then the targets
 Outputs: TypeAlias = tuple[Tensor, ...]
-Body: TypeAlias = Callable[[Tensor, Tensor], Outputs]
+Body: TypeAlias = Callable[..., Outputs]
 
 # Runs before a function is captured: libraries make their handles and choose their algorithms in the first ones.
 WARM_UP = 3
@@ -31,8 +31,8 @@ def eagerly(body: Body, batch: Batch, *, keep_random_state: bool = False) -> Out
     """``body(*batch)``; with ``keep_random_state`` the generators are found again as they were."""
     if not keep_random_state:
         return body(*batch)
-    images = batch[0]
-    with torch.random.fork_rng([images.device.index] if images.is_cuda else []):
+    first = batch[0]
+    with torch.random.fork_rng([first.device.index] if first.is_cuda else []):
         return body(*batch)
 
 
@@ -181,7 +181,7 @@ class Graphs:
             name: of the function, in the sentence.
             body: launches the same work on the same memory in every call, but for its batch; waits for nothing on
                 the device and makes no tensor out of Python numbers; returns tensors without autograd's graph.
-            batch: images and labels; copied into a buffer of its size.
+            batch: its tensors are copied into buffers of their size.
             of: name and ``of`` together say which function it is.
             keep_random_state: leave the generators as they were; each call then draws the same numbers.
 
@@ -213,7 +213,7 @@ class Graphs:
     def _place(self, batch: Batch, signature: Hashable) -> Batch:
         """The buffers of the batch's size, holding it. All functions share them: each is filled anew for each run."""
         if signature not in self._buffers:
-            self._buffers[signature] = torch.empty_like(batch[0]), torch.empty_like(batch[1])
+            self._buffers[signature] = tuple(torch.empty_like(tensor) for tensor in batch)
         buffers = self._buffers[signature]
         for buffer, tensor in zip(buffers, batch, strict=True):
             buffer.copy_(tensor)

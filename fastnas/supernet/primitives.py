@@ -33,7 +33,7 @@ class Statistics:
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm over (N, H, W) whose running statistics move only in training mode while ``statistics.moving``.
+    """BatchNorm over all but the channels; running statistics move only in training mode while ``statistics.moving``.
 
     With ``affine`` it has a scale and a shift, without it none. Momentum 0.1 and eps 1e-5 as in nn.BatchNorm2d.
     """
@@ -67,8 +67,9 @@ class BatchNorm(nn.Module):
     def _composed(self, x: Tensor) -> Tensor:
         """With the batch's statistics; the running ones stay."""
 
-        off = x - x.mean((0, 2, 3), keepdim=True)
-        normalised = off * torch.rsqrt(off.square().mean((0, 2, 3), keepdim=True) + EPS)
+        others = [dimension for dimension in range(x.dim()) if dimension != 1]
+        off = x - x.mean(others, keepdim=True)
+        normalised = off * torch.rsqrt(off.square().mean(others, keepdim=True) + EPS)
         if self.weight is None or self.bias is None:
             return normalised
         return normalised * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
@@ -173,6 +174,21 @@ def _conv_7x1_1x7(ctx: Context) -> nn.Module:
     )
 
 
+class Noise(nn.Module):
+    """N(0, 1) of the output's shape, new at every forward pass; nothing of its source is in it (Zela et al. 2020)."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, channels, height, width = x.shape
+        stride = self.stride
+        shape = count, channels, (height + stride - 1) // stride, (width + stride - 1) // stride
+        # Drawn in float32 and in this order of axes, so that precisions and executors see the same numbers.
+        return torch.randn(shape, device=x.device).to(x.dtype)
+
+
 def _pool(pool: Callable[[int], nn.Module]) -> Callable[[Context], nn.Module]:
     return lambda ctx: (
         nn.Sequential(pool(ctx.stride), ctx.norm()) if ctx.normalise_pools else pool(ctx.stride)
@@ -193,6 +209,7 @@ PRIMITIVES: dict[str, Callable[[Context], nn.Module]] = {
     "dil_conv_3x3": _dil_conv(3),
     "dil_conv_5x5": _dil_conv(5),
     "conv_7x1_1x7": _conv_7x1_1x7,
+    "noise": lambda ctx: Noise(ctx.stride),
     "nor_conv_1x1": _nor_conv(1),
     "nor_conv_3x3": _nor_conv(3),
     "maxpool3x3": _pool(lambda stride: nn.MaxPool2d(3, stride, 1)),

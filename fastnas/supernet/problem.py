@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
 from fastnas.supernet.arena import Arena, gradient_parts, joined
+from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, eagerly
-from fastnas.supernet.reference import Supernet
 from fastnas.supernet.tangents import carries_tangents, loss_tangent
 
 
@@ -32,16 +32,20 @@ class SupernetProblem:
 
     Args:
         net: the supernet; ``w`` and ``alpha`` are its arenas' buffers, live.
-        train: images (B, C, H, W) and labels (B,) of L1.
+        train: images (B, C, H, W) and labels (B,) of L1; or whatever else ``net`` reads, then the targets.
         val: the same of L2.
         loss: (logits, labels) -> scalar.
         graphs: of the device where ``net`` is, kept from one problem to the next; None: no graphs. ``loss`` is then
             the same function each time, too.
+
+    Attributes:
+        carried: what the next batch of the validation stream begins with, as the newest pass over ``val`` left it: the
+            hidden state of a recurrent network.
     """
 
     def __init__(
         self,
-        net: Supernet,
+        net: Executor,
         train: Batch,
         val: Batch,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -50,6 +54,7 @@ class SupernetProblem:
     ) -> None:
         self.net, self.train, self.val, self.loss, self.graphs = net, train, val, loss, graphs
         self.w, self.alpha = net.weights.flat, net.alphas.flat
+        self.carried: tuple[Tensor, ...] = ()
 
     def train_grad_w(self) -> Tensor:
         """dL1/dw, (P,)."""
@@ -96,34 +101,47 @@ class SupernetProblem:
         self, batch: Batch, of: Arena, *, weights: Tensor | None = None, alphas: Tensor | None = None
     ) -> Tensor:
         """The gradient by ``of`` of the loss's derivative along the directions."""
-        body = partial(self._product_parts, of, weights, alphas)
+        body = partial(self._product_parts, batch is self.train, of, weights, alphas)
         parts = eagerly(body, batch, keep_random_state=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
     def _product_parts(
-        self, of: Arena, weights: Tensor | None, alphas: Tensor | None, images: Tensor, labels: Tensor
+        self, training: bool, of: Arena, weights: Tensor | None, alphas: Tensor | None, *batch: Tensor
     ) -> tuple[Tensor, ...]:
         net = self.net
         with self._oracle():
             if not carries_tangents(net):
-                return double_backward(net, self.loss, images, labels, of, weights, alphas)
+                return double_backward(net, partial(self._value, training, *batch), of, weights, alphas)
             assert isinstance(net, FusedSupernet)
+            images, labels = batch
             with nullcontext() if of is net.weights else net.weights.constant():
                 return gradient_parts(loss_tangent(net, self.loss, images, labels, weights, alphas), of)
 
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
-        body = partial(self._parts, arenas)
+        training = batch is self.train
+        body = partial(self._parts, training, arenas)
         if self.graphs is None:
             parts = eagerly(body, batch, keep_random_state=True)
         else:
             parts = self.graphs.run(oracle, body, batch, of=(self.net, self.loss), keep_random_state=True)
-        return joined(parts, *arenas)
+        count = sum(len(arena.leaves) for arena in arenas)
+        if not training:
+            self.carried = tuple(
+                tensor.clone() for tensor in parts[count:]
+            )  # of a graph: the next one may write there
+        return joined(parts[:count], *arenas)
 
-    def _parts(self, arenas: tuple[Arena, ...], images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """The gradients of a batch's loss, the network's state as it was."""
+    def _parts(self, training: bool, arenas: tuple[Arena, ...], *batch: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of a batch's loss, then what is carried; the network's state as it was."""
         weights = self.net.weights
         with self._oracle(), nullcontext() if weights in arenas else weights.constant():
-            return gradient_parts(self.loss(self.net(images), labels), *arenas)
+            return *gradient_parts(self._value(training, *batch), *arenas), *self.net.carried()
+
+    def _value(self, training: bool, *batch: Tensor) -> Tensor:
+        """The loss of a batch; ``training``: with the network's own penalty, if it has one."""
+        *inputs, targets = batch
+        value, penalty = self.loss(self.net(*inputs), targets), self.net.penalty(targets)
+        return value + penalty if training and penalty is not None else value
 
     @contextmanager
     def _oracle(self) -> Iterator[None]:
@@ -147,15 +165,16 @@ def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.a
 
 
 def double_backward(
-    net: Supernet,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
+    net: Executor,
+    loss: Callable[[], Tensor],
     of: Arena,
     weights: Tensor | None = None,
     alphas: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    """d/d ``of`` of d/dt loss(w + t u, alpha + t p) at t = 0, tensor by tensor, by plain PyTorch."""
+    """d/d ``of`` of d/dt loss(w + t u, alpha + t p) at t = 0, tensor by tensor, by plain PyTorch.
+
+    ``loss`` runs a forward pass of ``net``.
+    """
     moved = [(net.weights, weights), (net.alphas, alphas)]
     along = [
         (tensor, arena.part(direction, name))
@@ -164,7 +183,7 @@ def double_backward(
         for name, tensor in arena.tensors.items()
     ]
     with net.twice_differentiable():
-        value = loss(net(images), labels)
+        value = loss()
         grads = torch.autograd.grad(value, [t for t, _ in along], create_graph=True, materialize_grads=True)
         phi = sum(
             ((grad * t).sum() for grad, (_, t) in zip(grads, along, strict=True)), start=value.new_zeros(())

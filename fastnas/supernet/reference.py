@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnas.spaces import Alpha, Cell, Head, MatrixCell, Mixing, Pool, Residual, Space, Stem
-from fastnas.supernet.arena import Arena
+from fastnas.errors import FastnasError
+from fastnas.spaces import Auxiliary, Cell, Head, MatrixCell, Mixing, Pool, Residual, Space, Stem
+from fastnas.supernet.executor import Executor, initial_alpha
 from fastnas.supernet.matrix_cell import MatrixCellModule
 from fastnas.supernet.mixing import CellMixing, first_weights
 from fastnas.supernet.primitives import (
@@ -28,7 +29,7 @@ NodeSum: TypeAlias = Callable[[Sequence[Tensor], Sequence[Tensor] | None], Tenso
 Norm: TypeAlias = Callable[[int], BatchNorm]
 
 
-class Supernet(nn.Module):
+class Supernet(Executor):
     """Executes a :class:`Space`: images (B, C, H, W) -> logits (B, classes).
 
     The weights are ``parameters()``; architecture parameters are kept apart from them.
@@ -40,10 +41,11 @@ class Supernet(nn.Module):
 
     Attributes:
         space: the description that it executes.
-        weights: arena of the P weights, in the order of ``named_parameters()``: stem, cells (preprocessing, then
-            edges by target and source, primitives in the space's order), head.
-        alphas: arena of the H architecture parameters, before the softmax; empty for a discrete network.
-        running: arena of the BatchNorms' running statistics.
+        weights: in the order stem, cells (preprocessing, then edges by target and source, primitives in the space's
+            order), head, auxiliary head.
+        drop_path: probability, (), with which training drops each primitive's output but an identity's, image by image;
+            read anew in every forward pass. None: nothing is dropped.
+        auxiliary_weight: of the auxiliary head's loss in ``penalty``.
     """
 
     def __init__(
@@ -56,16 +58,15 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         self.space = space
-        self._statistics = Statistics()
         self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
+        self.auxiliary = self._auxiliary()
+        self.drop_path: Tensor | None = None
+        self.auxiliary_weight = 0.4
+        self._auxiliary_logits: Tensor | None = None
         if smooth:
-            smooth_(self.stages)
-        alphas = {alpha.name: _initial_alpha(alpha) for alpha in space.alphas}
-        # On the device that the modules were made on, if that is not the default one (torch.device("meta")).
-        device = next(self.parameters()).device if device == "cpu" else device
-        self.weights = Arena(dict(self.named_parameters()), dtype=dtype, device=device)
-        self.running = Arena(dict(self.named_buffers()), dtype=dtype, device=device)
-        self.alphas = Arena(alphas, dtype=dtype, device=device)
+            smooth_(self)
+        alphas = {alpha.name: initial_alpha(alpha) for alpha in space.alphas}
+        self._gather(alphas, dtype, device)
         self._mixing = {
             spec.mixing: CellMixing(spec, space.alphas)
             for spec in space.stages
@@ -73,6 +74,18 @@ class Supernet(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
+        logits, self._auxiliary_logits = self.heads(images)
+        return logits
+
+    def penalty(self, targets: Tensor) -> Tensor | None:
+        """``auxiliary_weight`` times the auxiliary head's cross-entropy, in training mode."""
+        logits, self._auxiliary_logits = self._auxiliary_logits, None  # they hold the graph
+        if logits is None:
+            return None
+        return self.auxiliary_weight * F.cross_entropy(logits.to(self.weights.flat.dtype), targets)
+
+    def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits (B, classes) of the head and, in training mode, of the auxiliary head if there is one."""
         mixing = self.mixing({name: alpha.softmax(-1) for name, alpha in self.alphas.tensors.items()})
         outputs: list[Tensor] = []
         for spec in self.space.stages:
@@ -81,7 +94,9 @@ class Supernet(nn.Module):
                 outputs.append(self.cell(len(outputs), inputs, mixing.get(spec.mixing)))
             else:
                 outputs.append(self.block(len(outputs), outputs[-1] if outputs else images))
-        return outputs[-1]
+        if self.auxiliary is None or self.space.auxiliary is None or not self.training:
+            return outputs[-1], None
+        return outputs[-1], self.auxiliary(outputs[self.space.auxiliary.stage])
 
     def mixing(self, softmaxed: Mapping[str, Tensor]) -> dict[tuple[Mixing | None, ...], Tensor]:
         """The vector that weighs the branches of a cell, by ``Cell.mixing``; cells that nothing weighs have none."""
@@ -94,7 +109,7 @@ class Supernet(nn.Module):
 
     def cell(self, index: int, inputs: Sequence[Tensor], mixing: Tensor | None) -> Tensor:
         """The output of stage ``index``, a cell; ``mixing`` has a number for each primitive of each edge."""
-        output: Tensor = self.stages[index](inputs, mixing, self.node)
+        output: Tensor = self.stages[index](inputs, mixing, self.node, self.drop_path)
         return output
 
     def node(self, branches: Sequence[Tensor], weights: Sequence[Tensor] | None) -> Tensor:
@@ -104,34 +119,6 @@ class Supernet(nn.Module):
         first, *rest = (weight * branch for weight, branch in zip(weights, branches, strict=True))
         return sum(rest, start=first)
 
-    @contextmanager
-    def frozen_statistics(self) -> Iterator[None]:
-        """Within it, BatchNorms in training mode use the batch's statistics and leave the running ones alone."""
-        self._statistics.moving = False
-        try:
-            yield
-        finally:
-            self._statistics.moving = True
-
-    @contextmanager
-    def composed_norms(self) -> Iterator[None]:
-        """Within it BatchNorms in training mode are differentiable in every way; use with frozen statistics."""
-        self._statistics.composed = True
-        try:
-            yield
-        finally:
-            self._statistics.composed = False
-
-    @contextmanager
-    def twice_differentiable(self) -> Iterator[None]:
-        """Within it a forward pass may be differentiated twice, by the arenas' ``tensors``."""
-        yield
-
-    @property
-    def statistics_move(self) -> bool:
-        """Whether a forward pass in training mode moves the running statistics."""
-        return self._statistics.moving
-
     def _stage(self, index: int) -> nn.Module:
         spec, c_in = self.space.stages[index], self.space.in_channels(index)
 
@@ -139,8 +126,7 @@ class Supernet(nn.Module):
             return BatchNorm(channels, affine, self._statistics)
 
         if isinstance(spec, Stem):
-            conv = nn.Conv2d(c_in, spec.channels, 3, padding=1, bias=False)
-            return nn.Sequential(conv, norm(spec.channels), *([nn.ReLU()] if spec.rectified else []))
+            return _stem(spec, c_in, norm)
         if isinstance(spec, Residual):
             return ResidualBlock(c_in, spec, norm)
         if isinstance(spec, Head):
@@ -152,6 +138,12 @@ class Supernet(nn.Module):
         return MixedCell(
             spec, [self.space.stages[i.stage].out_channels for i in spec.inputs], self._statistics
         )
+
+    def _auxiliary(self) -> AuxiliaryHead | None:
+        spec = self.space.auxiliary
+        if spec is None:
+            return None
+        return AuxiliaryHead(spec, self.space.stages[spec.stage].out_channels, self._statistics)
 
     @staticmethod
     def _head(spec: Head, c_in: int, norm: Callable[..., BatchNorm]) -> nn.Module:
@@ -183,6 +175,7 @@ def smooth_twin(net: Supernet) -> Supernet:
             (twin.running, net.running),
         ):
             mine.flat.copy_(its.flat)
+    twin.drop_path, twin.auxiliary_weight = net.drop_path, net.auxiliary_weight
     twin.train(net.training)
     return twin
 
@@ -211,7 +204,13 @@ class MixedCell(nn.Module):
             names = [name for name in edge.primitives if name != "none"]
             self.edges.append(nn.ModuleDict({name: make_primitive(name, context) for name in names}))
 
-    def forward(self, inputs: Sequence[Tensor], weights: Tensor | None, node: NodeSum) -> Tensor:
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        weights: Tensor | None,
+        node: NodeSum,
+        drop_path: Tensor | None = None,
+    ) -> Tensor:
         states = [pre(x) for pre, x in zip(self.preprocess, inputs, strict=True)]
         numbers = None if weights is None else weights.reshape(-1).unbind()
         first = first_weights(self.spec)
@@ -224,7 +223,10 @@ class MixedCell(nn.Module):
                 shape_of = states[edge.source][:, :, :: edge.stride, :: edge.stride]
                 assert isinstance(primitives, nn.ModuleDict)
                 for name, primitive in primitives.items():
-                    branches.append(primitive(states[edge.source]))
+                    branch = primitive(states[edge.source])
+                    if drop_path is not None and self.training and not isinstance(primitive, nn.Identity):
+                        branch = dropped(branch, drop_path)
+                    branches.append(branch)
                     if numbers is not None:
                         mixing.append(numbers[first[i] + edge.primitives.index(name)])
             if branches:
@@ -234,6 +236,14 @@ class MixedCell(nn.Module):
                 states.append(torch.zeros_like(shape_of))
         outputs = [states[i] for i in self.spec.output]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def dropped(x: Tensor, probability: Tensor) -> Tensor:
+    """Drop-path (Larsson et al. 2017): each image of ``x`` (B, C, H, W) is 0 with ``probability`` (), else divided by
+    1 - probability, which keeps the mean."""
+    keep = 1 - probability
+    kept = torch.rand(len(x), 1, 1, 1, device=x.device) < keep
+    return x * (kept / keep).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -250,6 +260,53 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.second(self.first(x))
 
 
-def _initial_alpha(alpha: Alpha) -> nn.Parameter:
-    """1e-3 N(0, 1), as DARTS starts."""
-    return nn.Parameter(1e-3 * torch.randn(alpha.shape))
+def check_auxiliary(spec: Auxiliary, height: int, width: int) -> None:
+    """Raises FastnasError if images of this size behind its cell are too small for the auxiliary head."""
+    smallest = 5 + spec.pool_stride  # two windows of its pooling
+    if min(height, width) < smallest:
+        raise FastnasError(
+            f"the auxiliary head needs images of {smallest}x{smallest} behind its cell, got {height}x{width}: "
+            "take larger images, or no auxiliary head"
+        )
+
+
+class AuxiliaryHead(nn.Module):
+    """The second classifier of an :class:`Auxiliary`: (B, C, H, W) -> (B, classes).
+
+    DARTS' head, whose second convolution leaves one pixel of the images that DARTS has there. Larger ones are averaged.
+    """
+
+    CHANNELS = (128, 768)
+
+    def __init__(self, spec: Auxiliary, c_in: int, statistics: Statistics) -> None:
+        super().__init__()
+        first, second = self.CHANNELS
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AvgPool2d(5, spec.pool_stride),
+            nn.Conv2d(c_in, first, 1, bias=False),
+            BatchNorm(first, True, statistics),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 2, bias=False),
+            *([BatchNorm(second, True, statistics)] if spec.normalise_last else []),
+            nn.ReLU(),
+        )
+        self.spec = spec
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(second, spec.classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_auxiliary(self.spec, x.shape[2], x.shape[3])
+        output: Tensor = self.classifier(self.features(x))
+        return output
+
+
+def _stem(spec: Stem, c_in: int, norm: Norm) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for left, stride in zip(reversed(range(len(spec.strides))), spec.strides, strict=True):
+        channels = spec.channels >> left
+        layers += [nn.Conv2d(c_in, channels, 3, stride, 1, bias=False), norm(channels)]
+        layers += [nn.ReLU()] if left or spec.rectified else []
+        c_in = channels
+    return nn.Sequential(*layers)

@@ -8,9 +8,10 @@ import torch
 import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import METHODS, InnerSettings
-from fastnas.search import SearchConfig, SearchStep, loop, optimiser
+from fastnas.runs import optimiser
+from fastnas.runs.optimiser import Sgd
+from fastnas.search import SearchConfig, SearchStep, loop
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
-from fastnas.search.optimiser import Sgd
 from fastnas.spaces import make_space
 from fastnas.supernet import Graphs, build_supernet
 from fastnas.supernet.graphs import WARM_UP

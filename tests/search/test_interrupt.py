@@ -6,7 +6,7 @@ import threading
 import pytest
 
 import fastnas
-from fastnas.search import loop
+from fastnas.search import images, loop
 from fastnas.search.step import SearchStep
 from fastnas.supernet import Supernet
 
@@ -125,14 +125,14 @@ def test_a_checkpoint_in_progress_is_written(tiny, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("how", PRESSES)
 def test_while_the_data_is_read_nothing_is_made(tiny, tmp_path, steps, monkeypatch, how):
-    load, loaded = loop.load_dataset, []
+    load, loaded = images.load_dataset, []
 
     def pressed(*arguments, **options):
         how()
         loaded.append(load(*arguments, **options))
         return loaded[-1]
 
-    monkeypatch.setattr(loop, "load_dataset", pressed)
+    monkeypatch.setattr(images, "load_dataset", pressed)
     with pytest.raises(KeyboardInterrupt) as stop:
         tiny()
     assert str(stop.value) == ""

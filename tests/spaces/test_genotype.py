@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastnas import FastnasError
-from fastnas.spaces import CellString, Genotype, read_genotype
+from fastnas.spaces import (
+    SPACES,
+    CellSequence,
+    CellString,
+    Choice,
+    Genotype,
+    find_genotype,
+    read_genotype,
+    to_dot,
+)
 from fastnas.spaces.genotype import DISCRETE_PRIMITIVES, NASBENCH201_PRIMITIVES
 from fastnas.spaces.published import PUBLISHED
 
@@ -18,23 +27,105 @@ SOURCE = (
 
 
 @st.composite
-def genotypes(draw):
-    def cell():
-        nodes = draw(st.integers(1, 6))
-        pairs = [
-            (draw(st.sampled_from(DISCRETE_PRIMITIVES)), draw(st.integers(0, 1 + i // 2)))
-            for i in range(2 * nodes)
-        ]
-        states = st.lists(st.integers(0, 1 + nodes), unique=True, min_size=1)
-        return tuple(pairs), tuple(draw(states))
+def cells(draw):
+    nodes = draw(st.integers(1, 6))
+    pairs = [
+        (draw(st.sampled_from(DISCRETE_PRIMITIVES)), draw(st.integers(0, 1 + i // 2)))
+        for i in range(2 * nodes)
+    ]
+    states = st.lists(st.integers(0, 1 + nodes), unique=True, min_size=1)
+    return tuple(pairs), tuple(draw(states))
 
-    return Genotype(*cell(), *cell())
+
+@st.composite
+def genotypes(draw):
+    return Genotype(*draw(cells()), *draw(cells()))
+
+
+@st.composite
+def sequences(draw):
+    found = draw(st.lists(cells(), min_size=1, max_size=4))
+    reductions = draw(st.lists(st.integers(0, len(found) - 1), unique=True))
+    return CellSequence(
+        tuple(pairs for pairs, _ in found), tuple(concat for _, concat in found), tuple(reductions)
+    )
 
 
 @given(genotypes())
 def test_what_is_printed_reads_back(genotype):
     assert Genotype.parse(str(genotype)) == genotype
     assert Genotype.parse(json.dumps(genotype.to_json())) == genotype
+
+
+@given(sequences())
+def test_a_sequence_of_cells_reads_back(sequence):
+    assert CellSequence.parse(str(sequence)) == sequence
+    assert CellSequence.parse(f"NAME = {sequence}") == sequence
+    assert CellSequence.parse(json.dumps(sequence.to_json())) == sequence
+    drawn = to_dot(sequence)
+    assert drawn.count("subgraph") == len(sequence.cells)
+    assert drawn.count("_reduce {") == len(sequence.reductions)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("CellSequence(cells=[], concats=[], reductions=[])", "needs a concat for each cell, got 0 for 0"),
+        ("CellSequence(cells=[[('none', 0), ('none', 1)]], concats=[], reductions=[])", "got 0 for 1"),
+        (
+            "CellSequence(cells=[[('none', 0)]], concats=[[2]], reductions=[])",
+            "cell 0 needs two edges a node",
+        ),
+        (
+            "CellSequence(cells=[[('none', 0), ('none', 1)]], concats=[[2]], reductions=[1])",
+            "cells from 0 to 0",
+        ),
+        ("CellSequence(cells=3, concats=[[2]], reductions=[1])", "not a sequence of cells"),
+        ("Genotype(cells=[], concats=[], reductions=[])", "not a sequence of cells"),
+        (
+            '{"cells": [[["none", 0], ["none", true]]], "concats": [[2]], "reductions": []}',
+            "cell 0 must be a list",
+        ),
+    ],
+)
+def test_a_bad_sequence_is_one_sentence(text, sentence):
+    with pytest.raises(FastnasError, match=sentence):
+        CellSequence.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"space": "mine", "edges": [1]}',
+        '{"space": "mine", "edges": {"cell": [[1, 0, "none"]]}}',
+        '{"space": "mine", "edges": {"cell": [[0, 1, 2]]}}',
+    ],
+)
+def test_a_bad_choice_is_one_sentence(text):
+    with pytest.raises(FastnasError, match="not a choice of primitives"):
+        Choice.parse(text)
+
+
+def test_the_space_of_a_genotype_is_found(tmp_path):
+    """From its published name, the run's folder, its JSON, or else from its format."""
+    assert find_genotype("DARTS_S4_cifar10_1127865_1").space == "robustdarts-s4"
+    darts = PUBLISHED["DARTS_V1"]
+    assert find_genotype(str(darts)) == ("darts", darts)
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(FastnasError, match=r"is no run, or has no genotype yet: .*genotype.json is missing"):
+        find_genotype(run)
+    (run / "genotype.json").write_text(json.dumps({**darts.to_json(), "space": "s1"}))
+    assert find_genotype(run) == find_genotype(run / "genotype.json") == ("s1", darts)
+    assert find_genotype(run, "darts") == ("darts", darts)  # the same format, the same network
+    with pytest.raises(
+        FastnasError, match="does not fit the space nasbench201: it is one of s1; say --space s1"
+    ):
+        find_genotype(run, "nasbench201")
+    with pytest.raises(FastnasError, match=f"of none of the spaces {', '.join(SPACES)}"):
+        find_genotype('{"space": "gone"}')
+    assert read_genotype(None, run) == darts
 
 
 @given(st.lists(st.sampled_from(NASBENCH201_PRIMITIVES), min_size=6, max_size=6))

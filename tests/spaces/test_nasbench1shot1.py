@@ -52,7 +52,7 @@ def test_images_halve_before_the_second_and_third_stack():
 
 
 def test_derivation_by_hand():
-    """The strongest parents, two in space 2's nodes 3 and 4 and three of the output, and primitives; ties are the earlier's."""
+    """The strongest parents, of space 2's nodes 3 and 4 two, of its output three, and primitives; ties: the earlier."""
     alphas = {
         "operations": torch.tensor([[0.0, 1, 0], [0, 0, 1], [1, 0, 0], [0, 0, 0]]),
         "output": torch.tensor([[1.0, 0, 3, 2, -1]]),

@@ -17,6 +17,14 @@ SHAPES = [
     ("nasbench201", 6, 2, 3, (9, 11)),
     ("nasbench201", 16, 1, 2, (32, 32)),
 ]
+# The spaces in DARTS' skeleton: fixed edges, an alpha a cell, primitives that differ from edge to edge, noise.
+SKELETON_SHAPES = [
+    ("s1", 4, 3, 2, (9, 11)),
+    ("s2", 4, 4, 2, (9, 11)),
+    ("robustdarts-s1", 4, 3, 2, (9, 11)),
+    ("robustdarts-s3", 4, 3, 2, (9, 11)),
+    ("robustdarts-s4", 4, 3, 2, (9, 11)),
+]
 
 
 def named(shape):

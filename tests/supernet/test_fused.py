@@ -13,7 +13,7 @@ from fastnas.errors import FastnasError
 from fastnas.search.step import SearchStep
 from fastnas.supernet import gradients
 from tests.ops.settings import runs_with_threads
-from tests.supernet.networks import SHAPES, SPACES, batch, is_fused, named, supernet
+from tests.supernet.networks import SHAPES, SKELETON_SHAPES, SPACES, batch, is_fused, named, supernet
 
 
 def results(net, images, labels):
@@ -59,7 +59,7 @@ def assert_as_accurate_as_plain_pytorch(draws):
 
 
 @pytest.mark.every_cpu_level
-@pytest.mark.parametrize("shape", SHAPES, ids=named)
+@pytest.mark.parametrize("shape", [*SHAPES, *SKELETON_SHAPES], ids=named)
 def test_float64_is_exact(shape):
     found, exact = (results(supernet(shape, backend), *batch(shape)) for backend in ("fused", "reference"))
     for name, error in errors(found, exact).items():

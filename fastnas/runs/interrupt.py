@@ -1,4 +1,4 @@
-"""Ctrl-C during a search: a flag that is read between steps."""
+"""Ctrl-C during a run: a flag that is read between steps."""
 
 from __future__ import annotations
 

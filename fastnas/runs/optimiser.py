@@ -1,11 +1,11 @@
-"""The two optimisers of a search: each one flat vector, its constants, and the state that it keeps between steps."""
+"""The optimisers: each one flat vector, its constants, and the state that it keeps between steps."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from fastnas.ops import adam_step_, sgd_step_
+from fastnas.ops import adam_step_, sgd_step_, vector_norm
 
 
 class Sgd:
@@ -15,13 +15,17 @@ class Sgd:
         w: (P,) the vector to move.
         momentum, weight_decay: factors, >= 0.
         clip: largest norm of a gradient.
+        nesterov: Nesterov's momentum, as ``torch.optim.SGD`` has it; in plain PyTorch.
 
     Attributes:
         momentum_buffer: (P,), zeros at first; None without momentum.
         rate: the learning rate that ``set_rate`` was given, () float64 on the device, where a CUDA graph reads it anew.
     """
 
-    def __init__(self, w: Tensor, *, momentum: float, weight_decay: float, clip: float) -> None:
+    def __init__(
+        self, w: Tensor, *, momentum: float, weight_decay: float, clip: float, nesterov: bool = False
+    ) -> None:
+        self.nesterov = nesterov
         self.w, self.momentum, self.weight_decay, self.clip = w, momentum, weight_decay, clip
         self._rate = 0.0
         self.rate = torch.zeros((), dtype=torch.float64, device=w.device)
@@ -40,6 +44,8 @@ class Sgd:
 
     def move(self, grad: Tensor) -> Tensor:
         """:meth:`step` at the learning rate that was set."""
+        if self.nesterov:
+            return self._nesterov_step(grad)
         return sgd_step_(
             self.w,
             grad,
@@ -49,6 +55,15 @@ class Sgd:
             weight_decay=self.weight_decay,
             clip=self.clip,
         )
+
+    def _nesterov_step(self, grad: Tensor) -> Tensor:
+        assert self.momentum_buffer is not None
+        norm = vector_norm(grad)
+        direction = grad * torch.clamp(self.clip / (norm + 1e-6), max=1.0)
+        direction.add_(self.w, alpha=self.weight_decay)
+        self.momentum_buffer.mul_(self.momentum).add_(direction)
+        self.w.sub_(direction.add_(self.momentum_buffer, alpha=self.momentum).mul_(self.rate))
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold, by name, live."""

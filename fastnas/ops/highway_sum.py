@@ -1,0 +1,93 @@
+"""The node of a recurrent supernet: the weighted sum of all highway updates that enter it, in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.errors import FastnasError
+from fastnas.ops._distrust import DISTRUSTED
+
+_OP = "highway_sum"
+OPS = torch.ops.fastnas
+
+
+def highway_sum(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
+    """The weighted sum of the highway updates of all sources and activations, in one pass each way.
+
+        out = sum_j sum_k mixing[j, k] (s_j + c_j (f_k(h_j) - s_j)),    f = tanh, relu, sigmoid, identity
+
+    with s_j = states[j] and (sigmoid^-1(c_j), h_j) the halves of raw[j] (Liu et al. 2019, section 3.1; the update is that
+    of recurrent highway networks, Zilly et al. 2017). Sums over elements are accumulated in a fixed order: the same bits
+    for every number of threads. Differentiable once. On a GPU plain PyTorch does it.
+
+    Args:
+        mixing: (S, 4), S >= 1.
+        states: (S, B, units), float32 or float64.
+        raw: (S, B, 2 units): gates before their sigmoid, then values h.
+
+    Returns:
+        The node, (B, units).
+
+        Kept for backward: the three arguments, nothing else.
+
+    Raises:
+        FastnasError: on arguments that do not fit together.
+
+    Example:
+        >>> states, raw = torch.ones(1, 1, 2), torch.tensor([[[0.0, 0.0, 3.0, -1.0]]])
+        >>> highway_sum(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), states, raw)  # s + (relu(h) - s) / 2
+        tensor([[2.0000, 0.5000]])
+    """
+    for name, value in (("mixing", mixing), ("states", states), ("raw", raw)):
+        if not isinstance(value, Tensor):
+            raise FastnasError(f"{_OP}: {name} must be a tensor, got {type(value).__name__}")
+    if _OP in DISTRUSTED or states.device.type != "cpu":
+        return _highway_sum_ref(mixing, states, raw)
+    try:
+        return _HighwaySum.apply(mixing, states, raw)
+    except ValueError as error:  # what the binding's checks raise
+        raise FastnasError(str(error)) from None
+
+
+def _highway_sum_ref(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
+    """``highway_sum`` as it is commonly written, in plain PyTorch: an activation at a time."""
+    gate, value = raw.chunk(2, -1)
+    gate = gate.sigmoid()
+    out = torch.zeros_like(states[0])
+    for k, activated in enumerate((value.tanh(), value.relu(), value.sigmoid(), value)):
+        update = states + gate * (activated - states)
+        out = out + (mixing[:, k, None, None] * update).sum(0)
+    return out
+
+
+class _HighwaySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
+        ctx.save_for_backward(mixing, states, raw)
+        return OPS.highway_sum(mixing, states, raw)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return OPS.highway_sum_backward(grad, *ctx.saved_tensors)
+
+
+@torch.library.register_fake("fastnas::highway_sum")
+def _highway_sum_fake(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
+    return states.new_empty(states.shape[1:])
+
+
+@torch.library.register_fake("fastnas::highway_sum_backward")
+def _highway_sum_backward_fake(
+    grad: Tensor, mixing: Tensor, states: Tensor, raw: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(mixing, memory_format=torch.contiguous_format),
+        torch.empty_like(states, memory_format=torch.contiguous_format),
+        torch.empty_like(raw, memory_format=torch.contiguous_format),
+    )

@@ -1,0 +1,101 @@
+"""The folder of a retraining, and its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from fastnas.retrain.config import RetrainConfig
+from fastnas.retrain.trainer import Trainer
+from fastnas.runs.checkpoint import (
+    Kind,
+    put_back_random_states,
+    read_state,
+    read_stored,
+    write_atomically,
+    write_state,
+)
+from fastnas.runs.folder import Folder
+from fastnas.spaces.family import AnyGenotype
+
+RETRAIN = Kind("fastnas-retrain-1", "retraining")
+
+
+class RetrainFolder(Folder):
+    """Files of one retraining under ``path``. One process at a time works in it: it holds a lock to its end.
+
+    config.json              the full configuration and the versions
+    genotype.json            what is trained
+    metrics.jsonl            one row an epoch
+    checkpoint.safetensors   the newest state; replaced whole
+    result.json              at the end: accuracies, parameters, multiply-adds, throughput
+    network.safetensors      at the end: weights and running statistics
+    """
+
+    COMMAND = "fastnas.retrain"
+    DOING = "training"
+    ROW = frozenset({"epoch", "train_loss", "test_loss", "seconds"})
+
+    @classmethod
+    def for_config(cls, config: RetrainConfig) -> RetrainFolder:
+        """The folder that a resolved ``config`` names: the run to resume, ``out``, or a dated one under runs/.
+
+        Raises:
+            FastnasError: a new run into a folder that is not empty, or no run where one should be resumed.
+        """
+        name = f"retrain-{config.network.space}-{config.images.dataset}"
+        return cls.named(config, out=config.run.out, resume=config.run.resume, name=name)
+
+    @property
+    def genotype_file(self) -> Path:
+        """Where the genotype lies."""
+        return self.path / "genotype.json"
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result lies, once there is one."""
+        return self.path / "result.json"
+
+    def start(self, config: RetrainConfig, genotype: AnyGenotype) -> None:
+        """Makes the folder and writes config.json and the genotype.
+
+        Raises:
+            FastnasError: another process has taken the folder in the meantime.
+        """
+        self.make(config)
+        write_atomically(self.genotype_file, json.dumps(genotype.to_json(), indent=2) + "\n")
+
+    def restore(self, trainer: Trainer, config: RetrainConfig) -> tuple[int, list[dict[str, Any]]]:
+        """Puts the newest checkpoint into ``trainer``; returns the epochs done and their metrics."""
+        self.lock()
+        epoch = 0
+        if self.checkpoint_file.exists():
+            state = read_state(self.checkpoint_file, RETRAIN, config)
+            trainer.load(self.checkpoint_file, state.tensors)
+            put_back_random_states(state.tensors, trainer.device)
+            epoch = state.epoch
+        return epoch, self.rows_until(epoch)
+
+    def save(self, trainer: Trainer, config: RetrainConfig, row: dict[str, Any]) -> None:
+        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it."""
+        self.add_row(row)
+        options = config.to_options()
+        write_state(self.checkpoint_file, RETRAIN, trainer.state(), options, row["epoch"], trainer.device)
+
+    def finish(self, trainer: Trainer, result: dict[str, Any]) -> None:
+        """Writes the network and the result."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.weights().items()}
+        write_atomically(self.path / "network.safetensors", save(tensors))
+        write_atomically(self.result_file, json.dumps(result, indent=2) + "\n")
+
+
+def read_config(path: Path) -> RetrainConfig:
+    """The configuration that a retraining's config.json holds.
+
+    Raises:
+        FastnasError: it cannot be read, or is a search's.
+    """
+    return read_stored(path, RetrainConfig, RetrainFolder.COMMAND)

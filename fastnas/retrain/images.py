@@ -1,0 +1,228 @@
+"""Training a genotype's network on images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from fastnas._measure import peak_memory
+from fastnas.data.batches import Batch
+from fastnas.describe import describe
+from fastnas.errors import FastnasError
+from fastnas.retrain.config import RetrainConfig
+from fastnas.retrain.schedule import drop_path, learning_rate
+from fastnas.retrain.sources import source_of
+from fastnas.runs.checkpoint import put_back
+from fastnas.runs.interrupt import Interrupt
+from fastnas.runs.optimiser import Sgd
+from fastnas.spaces import Space, make_network, with_auxiliary, with_imagenet_stem
+from fastnas.spaces.family import AnyGenotype
+from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow
+
+Heads = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+
+
+class ImageTrainer:
+    """Data, network and optimiser of a retraining on images (the protocol ``Trainer``)."""
+
+    unit = "img"
+
+    def __init__(
+        self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
+    ) -> None:
+        self.config, self.device, self.interrupt = config, device, interrupt
+        self.source = source_of(config, device)
+        self.space = network_of(config, genotype, self.source.classes, self.source.channels)
+        self.size = self.source.train_images
+        described = describe(self.space, self.source.size)
+        self.parameters, self.macs = described.parameters, described.macs
+        if self.space.auxiliary is not None:
+            check_auxiliary(self.space.auxiliary, *described.stages[self.space.auxiliary.stage].output[1:])
+        _check_batches(self.size, config.images.batch_size or 1)
+        torch.manual_seed(config.run.seed)
+        run, optimiser = config.run, config.optimiser
+        self.dtype = torch.float64 if run.dtype == "float64" else torch.float32
+        self.precision = torch.bfloat16 if run.dtype == "bf16" else None
+        self.net = build_supernet(self.space, backend="reference", dtype=self.dtype, device=device)
+        if config.network.drop_path:
+            self.net.drop_path = torch.zeros((), dtype=torch.float32, device=device)
+        self.optimiser = Sgd(
+            self.net.weights.flat,
+            momentum=optimiser.momentum or 0.0,
+            weight_decay=optimiser.weight_decay or 0.0,
+            clip=optimiser.grad_clip or math.inf,
+            nesterov=bool(optimiser.nesterov),
+        )
+        self.compiled = compiled_heads(self.net, config, device)
+
+    def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+        """Trains on all images, tests on all test images; the row of metrics."""
+        begin, batch_size = time.perf_counter(), self.config.images.batch_size
+        if self.net.drop_path is not None:
+            self.net.drop_path.fill_(
+                drop_path(self.config.network.drop_path or 0.0, self.config.epochs, epoch)
+            )
+        steps = math.ceil(self.size / (batch_size or 1))
+        loss, correct = self._zero(self.dtype), self._zero(torch.int64)
+        seen = 0
+        for step, batch in enumerate(self._cast(self.source.train(epoch))):
+            self.interrupt.check()
+            rate = self.learning_rate(epoch, step / steps)
+            its_loss, its_correct = self.step(batch, rate)
+            seen += (count := len(batch[1]))
+            loss += its_loss * count
+            correct += its_correct
+            if bar.update(count):  # reading the numbers waits for the device
+                bar.set_postfix(
+                    {"loss": f"{its_loss.item():.3f}", "acc": f"{100 * correct.item() / seen:.1f}%"}
+                )
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "learning_rate": self.learning_rate(epoch),
+            "drop_path": 0.0 if self.net.drop_path is None else self.net.drop_path.item(),
+            "train_loss": loss.item() / seen,
+            "train_accuracy": correct.item() / seen,
+        }
+        trained = time.perf_counter() - begin
+        row |= self._test()
+        for name in ("train_loss", "test_loss"):
+            if not math.isfinite(row[name]):
+                raise FastnasError(
+                    f"epoch {epoch}: {name} became {row[name]}; "
+                    "start again with a lower --learning-rate in another --out"
+                )
+        return row | {
+            "seconds": time.perf_counter() - begin,
+            "images_per_second": seen / trained,
+            "peak_memory_bytes": peak_memory(self.device),
+        }
+
+    def learning_rate(self, epoch: int, within: float = 0.0) -> float:
+        """Of a step, ``within`` being the share of its epoch that was done before it."""
+        o = self.config.optimiser
+        return learning_rate(
+            o.schedule or "", o.learning_rate or 0.0, o.epochs or 0, epoch, within, o.warm_up_epochs or 0
+        )
+
+    def step(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
+        """One step of SGD; the head's loss before it and how many images it got right, left on the device."""
+        images, labels = batch
+        self.net.train()
+        with narrow(self.device, self.precision):
+            logits, auxiliary = self._heads(images)(images)
+        smoothing = self.config.optimiser.label_smoothing or 0.0
+        head = F.cross_entropy(logits.to(self.dtype), labels, label_smoothing=smoothing)
+        loss = head
+        if auxiliary is not None:
+            weight = self.config.network.auxiliary or 0.0
+            loss = head + weight * F.cross_entropy(
+                auxiliary.to(self.dtype), labels, label_smoothing=smoothing
+            )
+        self.optimiser.step(gradients(loss, self.net.weights)[0], rate)
+        return head.detach(), (logits.detach().argmax(1) == labels).sum()
+
+    @torch.no_grad()
+    def _test(self) -> dict[str, float]:
+        """Loss and accuracy over all test images, in evaluation mode."""
+        self.net.eval()
+        loss = self._zero(self.dtype)
+        hits = self._zero(torch.int64, 2)
+        for images, labels in self._cast(self.source.test()):
+            self.interrupt.check()
+            with narrow(self.device, self.precision):
+                logits, _ = self._heads(images)(images)
+            loss += F.cross_entropy(logits.to(self.dtype), labels, reduction="sum")
+            right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            hits += torch.stack([right[:, 0].sum(), right.sum()])
+        top1, top5 = (hits / self.source.test_images).tolist()
+        return {"test_loss": loss.item() / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
+
+    def _heads(self, images: Tensor) -> Heads:
+        """Compiled for whole batches; the last one of a pass runs as it is, in less time than a second compilation."""
+        return self.compiled if len(images) == self.config.images.batch_size else self.net.heads
+
+    def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        return ((images.to(self.dtype), labels) for images, labels in batches)
+
+    def _zero(self, dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def line(self, row: Mapping[str, Any]) -> str:
+        """The row in one line for people."""
+        return (
+            f"train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
+            f"test loss {row['test_loss']:.3f} acc {100 * row['test_accuracy']:.2f}%  "
+            f"{row['images_per_second']:.0f} img/s"
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, running statistics and momentum, live."""
+        state = {"weights": self.net.weights.flat, "running": self.net.running.flat}
+        return state | {f"sgd.{name}": tensor for name, tensor in self.optimiser.state().items()}
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Puts back what ``state`` gave."""
+        put_back(path, tensors, self.state())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights and running statistics by name, as the network's modules call them."""
+        return {**self.net.weights.tensors, **self.net.running.tensors}
+
+    def result(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Accuracies of the last epoch and of the best one, cost and speed."""
+        best = max(rows, key=lambda row: row["test_accuracy"])
+        return {
+            "test_accuracy": rows[-1]["test_accuracy"],
+            "test_top5": rows[-1]["test_top5"],
+            "best_test_accuracy": best["test_accuracy"],
+            "best_epoch": best["epoch"],
+            "test_images": self.source.test_images,
+            "multiply_adds": self.macs,
+            "images_per_second": len(rows) / sum(1 / row["images_per_second"] for row in rows),
+        }
+
+
+def _check_batches(images: int, batch_size: int) -> None:
+    if batch_size > images:
+        raise FastnasError(
+            f"--batch-size {batch_size} is more than the {images} training images; choose a smaller one"
+        )
+    if (images % batch_size or batch_size) == 1:
+        raise FastnasError(
+            f"--batch-size {batch_size} leaves one of the {images} training images for a batch of its own, and batch "
+            "normalisation needs two; choose another size"
+        )
+
+
+def network_of(config: RetrainConfig, genotype: AnyGenotype, classes: int, image_channels: int) -> Space:
+    """The network that a resolved configuration trains, as data."""
+    network, imagenet = config.network, config.images.dataset == "imagenet"
+    space = make_network(
+        config.space,
+        genotype,
+        channels=network.channels,
+        layers=network.layers,
+        classes=classes,
+        image_channels=image_channels,
+    )
+    if imagenet:
+        space = with_imagenet_stem(space)
+    if network.auxiliary:
+        space = with_auxiliary(space, 2 if imagenet else 3, normalise_last=not imagenet)
+    return space
+
+
+def compiled_heads(net: Supernet, config: RetrainConfig, device: torch.device) -> Heads:
+    """``net.heads``, by torch.compile if the configuration says so: auto is on a GPU."""
+    if config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda"):
+        heads: Heads = torch.compile(net.heads, dynamic=False)
+        return heads
+    return net.heads

@@ -1,0 +1,119 @@
+"""Genotypes from names, files, run folders and text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fastnas.errors import FastnasError
+from fastnas.spaces.family import SPACES, Family, family
+from fastnas.spaces.genotype import AnyGenotype, json_object
+
+
+class FoundGenotype(NamedTuple):
+    """A genotype and the name of the space that makes its network."""
+
+    space: str
+    genotype: AnyGenotype
+
+
+def read_genotype(space: str | None, source: str | Path) -> AnyGenotype:
+    """A genotype from a published name, a file (any of the field's formats), a run's folder or the text itself.
+
+    Args:
+        space: that it must be of; None: whichever it is of.
+        source: where it is.
+
+    Raises:
+        FastnasError: nothing of that name, an unreadable file, or not a genotype of this space.
+    """
+    return find_genotype(source, space).genotype
+
+
+def find_genotype(source: str | Path, space: str | None = None) -> FoundGenotype:
+    """As :func:`read_genotype`, with the space that it is of.
+
+    Without ``space`` that is the one that its JSON names or, where it names none, the first of this format.
+
+    >>> find_genotype("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|").space
+    'nasbench201'
+    """
+    wanted = None if space is None else family(space)
+    text = str(source)
+    for known in [*([] if wanted is None else [wanted]), *SPACES.values()]:  # two spaces may have one name
+        if text in known.published:
+            return _published(known, text, wanted)
+    text = _text(source, wanted)
+    return _parsed_as(wanted, text) if wanted is not None else _parsed(text)
+
+
+def _published(known: Family, name: str, wanted: Family | None) -> FoundGenotype:
+    if wanted is not None and wanted.name != known.name:
+        raise FastnasError(f"genotype {name} is one of the space {known.name}; it does not fit {wanted.name}")
+    return FoundGenotype(known.name, known.published[name])
+
+
+def _text(source: str | Path, wanted: Family | None) -> str:
+    """What is to be parsed: a file's content, or the source itself if it looks like a genotype."""
+    path = Path(source)
+    if _is(path.is_dir):
+        path = path / "genotype.json"
+        if not _is(path.is_file):
+            raise FastnasError(
+                f"genotype: the folder {source} is no run, or has no genotype yet: {path} is missing"
+            )
+    if not _is(path.is_file):
+        if set(str(source)) & set("({|"):
+            return str(source)
+        names = [name for known in SPACES.values() if wanted in (None, known) for name in known.published]
+        known_names = f"the names known here are {', '.join(names)}" if names else "no names are known"
+        of_space = "" if wanted is None else f"for space {wanted.name} "
+        raise FastnasError(
+            f"genotype {str(source)!r}: no such file, and no such name; {of_space}{known_names}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FastnasError(f"genotype file {path}: cannot be read as text ({error})") from None
+
+
+def _parsed_as(wanted: Family, text: str) -> FoundGenotype:
+    named = _named(text)
+    try:
+        genotype = wanted.genotype.parse(text)
+    except FastnasError as error:
+        other = named or _first_that_fits(text)
+        hint = f"it is one of {other.name}; say --space {other.name}" if other is not None else str(error)
+        raise FastnasError(f"this genotype does not fit the space {wanted.name}: {hint}") from None
+    return FoundGenotype(wanted.name, genotype)
+
+
+def _parsed(text: str) -> FoundGenotype:
+    found = _named(text) or _first_that_fits(text)
+    if found is None:
+        raise FastnasError(f"this is a genotype of none of the spaces {', '.join(SPACES)}")
+    return FoundGenotype(found.name, found.genotype.parse(text))
+
+
+def _named(text: str) -> Family | None:
+    """The space that a genotype's JSON names, if it is known."""
+    name = (json_object(text) or {}).get("space")
+    return SPACES.get(name) if isinstance(name, str) else None
+
+
+def _first_that_fits(text: str) -> Family | None:
+    for known in SPACES.values():
+        try:
+            known.genotype.parse(text)
+        except FastnasError:
+            continue
+        return known
+    return None
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    try:
+        return asked()
+    except (OSError, ValueError):  # a genotype's text, too long for a name
+        return False

@@ -1,0 +1,60 @@
+"""A search in every space of DARTS' kind from the command line, and its folder handed on."""
+
+import json
+
+import pytest
+import torch
+
+import fastnas
+from fastnas import FastnasError, describe
+from fastnas.search.__main__ import main
+from fastnas.search.loop import Search
+from fastnas.spaces import CellSequence, Genotype, find_genotype
+from tests.search.conftest import TINY
+
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "epochs": 1}.items()]
+
+
+@pytest.mark.parametrize("space", ["s1", "s2", *(f"robustdarts-s{i}" for i in (1, 2, 3, 4))])
+def test_a_search_and_its_folder_described(space, tmp_path, capsys):
+    run = tmp_path / "run"
+    main([*FLAGS, "--method=first-order", f"--space={space}", f"--out={run}"])
+    shown = capsys.readouterr().out
+    found = find_genotype(run)
+    assert f"genotype: {found.genotype}" in shown
+    assert found.space == space
+    assert isinstance(found.genotype, CellSequence if space == "s2" else Genotype)
+    describe.main([f"--genotype={run}", "--channels=4", "--json"])
+    assert json.loads(capsys.readouterr().out)["space"] == ("s2" if space == "s2" else "darts")
+    with pytest.raises(SystemExit):
+        describe.main([f"--genotype={run}", "--space=nasbench201"])
+    assert f"it is one of {space}; say --space {space}" in capsys.readouterr().err
+
+
+def test_primitives_are_kept_by_the_run(tiny, tmp_path, monkeypatch):
+    """In config.json and in the genotype, and a run that goes on draws the noise that it would have drawn."""
+    primitives = ["skip_connect", "noise", "max_pool_3x3"]
+    options = {"space": "s2", "primitives": primitives, "method": "darts", "layers": 3}
+    whole = tiny(**options, out=tmp_path / "whole")
+    epoch = Search.epoch
+
+    def interrupted(self, number, bar):
+        if number == 2:
+            raise KeyboardInterrupt
+        return epoch(self, number, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tiny(**options, out=tmp_path / "part")
+    torch.manual_seed(123)
+    part = fastnas.search(resume=tmp_path / "part")
+    assert part.config.network.primitives == tuple(primitives)
+    assert part.metrics[1]["val_loss"] == whole.metrics[1]["val_loss"]
+    assert all(torch.equal(part.alphas[name], alpha) for name, alpha in whole.alphas.items())
+    ops = {op for cell in find_genotype(part.out).genotype.cells for op, _ in cell}
+    assert ops <= set(primitives)
+    with pytest.raises(FastnasError, match="it differs in primitives"):
+        fastnas.search(resume=part.out, primitives=primitives[:2])
+    with pytest.raises(FastnasError, match="option primitives must be a list of strings or None, got 3"):
+        tiny(space="s2", primitives=3)
