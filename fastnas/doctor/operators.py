@@ -117,7 +117,7 @@ def _normalised_mixed_sum(small: bool) -> list[Case]:
 
 
 def _rectified_case(random: Random, shape: tuple[int, ...]) -> Case:
-    """A branch between two that are rectified, in evaluation: statistics that are given keep values off the switches."""
+    """A branch between two that are rectified; statistics that are given keep values off the switches."""
     images, numbers = [random.images(*shape) for _ in range(4)], [random(3)]
     affine = [random(2, shape[1]), random(2, shape[1])]
     statistics = torch.stack([random(3, shape[1]), random(3, shape[1]).abs() + 0.1], 1)
