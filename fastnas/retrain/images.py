@@ -25,7 +25,7 @@ from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
 from fastnas.spaces import Space, make_network, with_auxiliary, with_imagenet_stem
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Supernet, build_supernet, gradients, narrow
+from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow
 
 Heads = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -44,6 +44,9 @@ class ImageTrainer:
         self.size = self.source.train_images
         described = describe(self.space, self.source.size)
         self.parameters, self.macs = described.parameters, described.macs
+        if self.space.auxiliary is not None:
+            check_auxiliary(self.space.auxiliary, *described.stages[self.space.auxiliary.stage].output[1:])
+        _check_batches(self.size, config.images.batch_size or 1)
         torch.manual_seed(config.run.seed)
         run, optimiser = config.run, config.optimiser
         self.dtype = torch.float64 if run.dtype == "float64" else torch.float32
@@ -185,6 +188,18 @@ class ImageTrainer:
             "multiply_adds": self.macs,
             "images_per_second": len(rows) / sum(1 / row["images_per_second"] for row in rows),
         }
+
+
+def _check_batches(images: int, batch_size: int) -> None:
+    if batch_size > images:
+        raise FastnasError(
+            f"--batch-size {batch_size} is more than the {images} training images; choose a smaller one"
+        )
+    if (images % batch_size or batch_size) == 1:
+        raise FastnasError(
+            f"--batch-size {batch_size} leaves one of the {images} training images for a batch of its own, and batch "
+            "normalisation needs two; choose another size"
+        )
 
 
 def network_of(config: RetrainConfig, genotype: AnyGenotype, classes: int, image_channels: int) -> Space:

@@ -12,8 +12,8 @@ from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
-from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork
-from fastnas.supernet.reference import Supernet, smooth_twin
+from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, mean_loss, perplexity
+from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
 
@@ -84,12 +84,15 @@ __all__ = [
     "SupernetProblem",
     "build_recurrent",
     "build_supernet",
+    "check_auxiliary",
     "cuda_graphs",
     "eagerly",
     "gradient_parts",
     "gradients",
     "joined",
+    "mean_loss",
     "narrow",
+    "perplexity",
     "pinned",
     "smooth_twin",
 ]

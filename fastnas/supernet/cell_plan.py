@@ -64,7 +64,10 @@ def is_rectified(stages: Sequence[Stage]) -> list[bool]:
             names = {name for edge in spec.edges for name in edge.primitives}
             keeps = names <= {"none", "skip_connect", *RECTIFIED, *POOLS} and not spec.normalise_pools
             strided = any(edge.stride > 1 for edge in spec.edges)
-            inputs = [s.preprocess == "conv_bn_relu" or (s.preprocess == "identity" and found[s.stage]) for s in spec.inputs]
+            inputs = [
+                s.preprocess == "conv_bn_relu" or (s.preprocess == "identity" and found[s.stage])
+                for s in spec.inputs
+            ]
             found.append(keeps and not strided and all(inputs))
         else:
             found.append(False)
@@ -245,7 +248,11 @@ class CellPlan:
     def _add_projection(self, stage: int, convolution: nn.Module, behind: nn.Module, _: nn.Module) -> None:
         """All of a stage's projections that follow each other read it once."""
         last = self.preprocessing[-1] if self.preprocessing else None
-        if last is None or last.stage != stage or any(norm == NONE or self.affine[norm] == NONE for norm in last.norms):
+        if (
+            last is None
+            or last.stage != stage
+            or any(norm == NONE or self.affine[norm] == NONE for norm in last.norms)
+        ):
             last = Preprocessing(stage, [], [], 1)
             self.preprocessing.append(last)
         norm, state = self._rectified_norm(behind), len(last.norms)

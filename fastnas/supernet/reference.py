@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import FastnasError
@@ -44,6 +45,7 @@ class Supernet(Executor):
             order), head, auxiliary head.
         drop_path: probability, (), with which training drops each primitive's output but an identity's, image by image;
             read anew in every forward pass. None: nothing is dropped.
+        auxiliary_weight: of the auxiliary head's loss in ``penalty``.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Supernet(Executor):
         self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
         self.auxiliary = self._auxiliary()
         self.drop_path: Tensor | None = None
+        self.auxiliary_weight = 0.4
+        self._auxiliary_logits: Tensor | None = None
         if smooth:
             smooth_(self)
         alphas = {alpha.name: initial_alpha(alpha) for alpha in space.alphas}
@@ -70,7 +74,15 @@ class Supernet(Executor):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.heads(images)[0]
+        logits, self._auxiliary_logits = self.heads(images)
+        return logits
+
+    def penalty(self, targets: Tensor) -> Tensor | None:
+        """``auxiliary_weight`` times the auxiliary head's cross-entropy, in training mode."""
+        logits, self._auxiliary_logits = self._auxiliary_logits, None  # they hold the graph
+        if logits is None:
+            return None
+        return self.auxiliary_weight * F.cross_entropy(logits.to(self.weights.flat.dtype), targets)
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits (B, classes) of the head and, in training mode, of the auxiliary head if there is one."""
@@ -163,6 +175,7 @@ def smooth_twin(net: Supernet) -> Supernet:
             (twin.running, net.running),
         ):
             mine.flat.copy_(its.flat)
+    twin.drop_path, twin.auxiliary_weight = net.drop_path, net.auxiliary_weight
     twin.train(net.training)
     return twin
 
@@ -247,6 +260,16 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.second(self.first(x))
 
 
+def check_auxiliary(spec: Auxiliary, height: int, width: int) -> None:
+    """Raises FastnasError if images of this size behind its cell are too small for the auxiliary head."""
+    smallest = 5 + spec.pool_stride  # two windows of its pooling
+    if min(height, width) < smallest:
+        raise FastnasError(
+            f"the auxiliary head needs images of {smallest}x{smallest} behind its cell, got {height}x{width}: "
+            "take larger images, or no auxiliary head"
+        )
+
+
 class AuxiliaryHead(nn.Module):
     """The second classifier of an :class:`Auxiliary`: (B, C, H, W) -> (B, classes).
 
@@ -268,17 +291,13 @@ class AuxiliaryHead(nn.Module):
             *([BatchNorm(second, True, statistics)] if spec.normalise_last else []),
             nn.ReLU(),
         )
-        self.smallest = 5 + spec.pool_stride  # of the images' sides: two windows
+        self.spec = spec
         self.classifier = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(second, spec.classes)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        if min(x.shape[2:]) < self.smallest:
-            raise FastnasError(
-                f"the auxiliary head needs images of {self.smallest}x{self.smallest} behind its cell, got "
-                f"{x.shape[2]}x{x.shape[3]}: take larger images, or no auxiliary head"
-            )
+        check_auxiliary(self.spec, x.shape[2], x.shape[3])
         output: Tensor = self.classifier(self.features(x))
         return output
 

@@ -184,7 +184,11 @@ def test_accuracy_of_rectified_branches(poisoned, shape, count, dtype, training)
         rectified_value_and_grads(function, weights, branches, affine, grad, **options)
         for function in (normalised_mixed_sum, _normalised_mixed_sum_ref)
     )
-    wide = [weights.double(), [x.double() for x in branches], [p if p is None else p.double() for p in affine]]
+    wide = [
+        weights.double(),
+        [x.double() for x in branches],
+        [p if p is None else p.double() for p in affine],
+    ]
     options = {key: value.double() if key == "statistics" else value for key, value in options.items()}
     exact = rectified_value_and_grads(_normalised_mixed_sum_ref, *wide, grad.double(), **options)
     for mine, theirs, truth in zip(ours, plain, exact, strict=True):
@@ -375,7 +379,12 @@ W, S = torch.ones(2), torch.ones(2, 2, 3)
         (W, [X, X], {"eps": "1"}, "eps must be a finite number >= 0, got '1'"),
         (W, [X, X], {"training": False}, "training=False needs statistics to normalise with, got none"),
         (W, [X, X], {"statistics": S[:1]}, "statistics must have shape (2, 2, 3), got (1, 2, 3)"),
-        (W, [X, X], {"affine": [None]}, "affine must have one entry a branch, 2, got 1; None: it is not rectified"),
+        (
+            W,
+            [X, X],
+            {"affine": [None]},
+            "affine must have one entry a branch, 2, got 1; None: it is not rectified",
+        ),
         (W, [X, X], {"affine": [None, W]}, "affine[1] must have shape (2, 3), got (2,)"),
         (
             W,
