@@ -98,4 +98,4 @@ def read_config(path: Path) -> RetrainConfig:
     Raises:
         FastnasError: it cannot be read, or is a search's.
     """
-    return read_stored(path, RetrainConfig)
+    return read_stored(path, RetrainConfig, RetrainFolder.COMMAND)

@@ -128,7 +128,7 @@ class TextTrainer:
         self.net.train()
         with narrow(self.device, self.precision):
             logits = self.net(words, hidden)
-        loss, penalty = F.cross_entropy(logits.to(hidden.dtype), targets), self.net.penalty()
+        loss, penalty = F.cross_entropy(logits.to(hidden.dtype), targets), self.net.penalty(targets)
         (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
         self.optimiser.step(grad, rate)
         if self.averaged:

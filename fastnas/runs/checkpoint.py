@@ -123,18 +123,21 @@ def put_back_random_states(tensors: Mapping[str, Tensor], device: torch.device) 
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)
 
 
-def read_stored(path: Path, config_class: type[Configured]) -> Configured:
-    """The configuration that a run folder's config.json holds.
+def read_stored(path: Path, config_class: type[Configured], command: str) -> Configured:
+    """The configuration that the config.json of a run of ``command`` holds.
 
     Raises:
-        FastnasError: it cannot be read.
+        FastnasError: it cannot be read, or is of another command.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise FastnasError(f"no run to resume in {path.parent}: {path.name}: {reason}") from None
-    options = _json(path, text).get("config")
+    content = _json(path, text)
+    if content.get("command", command) != command:
+        raise FastnasError(f"the run in {path.parent} is one of {content['command']}, not of {command}")
+    options = content.get("config")
     if not isinstance(options, dict) or not options:
         raise FastnasError(f"{path} holds no readable configuration")
     try:

@@ -59,7 +59,7 @@ class Folder:
                     f"--resume {resume} goes on in that folder: leave out --out {out}, or name the same"
                 )
             folder = cls(resume)
-            differing = read_stored(folder.config_file, type(config)).differences(config)
+            differing = read_stored(folder.config_file, type(config), cls.COMMAND).differences(config)
             if differing:
                 raise FastnasError(
                     f"the run in {resume} has another configuration: it differs in {', '.join(differing)}; "
@@ -88,7 +88,8 @@ class Folder:
         _check_empty(self.path)
         try:
             options = {**config.to_options(), "out": str(self.path), "resume": None}
-            content = {"fastnas": __version__, "torch": torch.__version__, "config": options, **(more or {})}
+            versions = {"fastnas": __version__, "torch": torch.__version__}
+            content = {"command": self.COMMAND, **versions, "config": options, **(more or {})}
             write_atomically(self.config_file, json.dumps(content, indent=2) + "\n")
             self._fill()
         except BaseException:

@@ -17,6 +17,7 @@ from fastnas.runs.checkpoint import (
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
 
+COMMAND = "fastnas.search"
 SEARCH = Kind("fastnas-search-1", "search")
 
 
@@ -54,4 +55,4 @@ def read_config(path: Path) -> SearchConfig:
     Raises:
         FastnasError: it cannot be read.
     """
-    return read_stored(path, SearchConfig)
+    return read_stored(path, SearchConfig, COMMAND)

@@ -13,7 +13,8 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_bounds, check_choices
+from fastnas.retrain.recipes import recipe_of, usual_recipe
+from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
 from fastnas.runs.text import (
     OF_TEXT,
     TEXT_BOUNDS,
@@ -24,7 +25,7 @@ from fastnas.runs.text import (
 )
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
-from fastnas.spaces.family import SPACE_HELP
+from fastnas.spaces.family import SPACE_HELP, Sizes
 from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
@@ -52,8 +53,9 @@ SEARCH_ON_TEXT: dict[str, Any] = {
 # What belongs to one kind of data alone, and its value where it is not given.
 _OF_IMAGES: dict[str, Any] = {
     **dict.fromkeys(("primitives", "channels", "layers", "images", "image_size", "crop_padding", "flip")),
+    **dict.fromkeys(("auxiliary", "drop_path", "cutout")),
+    "consistency": False,
     "train_portion": 0.5,
-    "cutout": 0,
     "recompute": False,
 }
 NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
@@ -70,6 +72,14 @@ class NetworkConfig:
     """C, channels of the first cells; None: the papers' (16, or 36), or 4 for digits."""
     layers: int | None = None
     """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers', or few for digits."""
+    consistency: bool = False
+    """Search in what the genotype's network is then trained as (Amended-DARTS, section 4): as many channels and cells,
+    cutout, drop-path and auxiliary head as python -m fastnas.retrain has for this data set. Each has a flag, too."""
+    auxiliary: float | None = None
+    """Weight of an auxiliary head's loss in the training loss L1; None: 0, no such head, or consistency's."""
+    drop_path: float | None = None
+    """Probability with which training drops a primitive's output, image by image, at the end; it rises linearly from 0.
+    Cells are then computed as in plain PyTorch. None: 0, or consistency's."""
     backend: str = "fused"
     """Executor: fused (this library's ops) or reference (plain PyTorch)."""
     dtype: str = "float32"
@@ -101,8 +111,8 @@ class DataConfig:
     """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
     flip: bool | None = None
     """Random horizontal flips; None: on for CIFAR, else off."""
-    cutout: int = 0
-    """Side of a square set to zero at a random place; 0 is off."""
+    cutout: int | None = None
+    """Side of a square set to zero at a random place; None: 0, off, or consistency's."""
 
 
 @dataclass(frozen=True)
@@ -228,9 +238,8 @@ class SearchConfig(Options):
         augment = default_augment(options["dataset"])
         of_images = {
             **IMAGE_DEFAULTS,
+            **(_as_retrained(options) if options["consistency"] else _as_searched(sizes)),
             "primitives": found.primitives,
-            "channels": sizes.channels,
-            "layers": sizes.layers,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
         }
@@ -256,7 +265,7 @@ class SearchConfig(Options):
     def augment(self) -> Augment:
         """The augmentation of a resolved configuration."""
         d = self.images
-        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
+        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout or 0)
 
     @property
     def reads(self) -> str:
@@ -267,6 +276,19 @@ class SearchConfig(Options):
         """Names of the fields that do not change the search's numbers."""
         more = {"graphs", "recompute", "audit_every", "table"}
         return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
+
+
+def _as_searched(sizes: Sizes) -> dict[str, Any]:
+    """What the papers search with."""
+    return {**sizes._asdict(), "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
+
+
+def _as_retrained(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``consistency`` takes from the recipe by which the data set's networks are trained."""
+    space = options["space"]
+    recipe = recipe_of(usual_recipe(space, options["dataset"])).options
+    found = _as_searched(family(space).evaluation)
+    return {name: recipe.get(name, value) for name, value in found.items()}
 
 
 def weight_dtype(name: str) -> torch.dtype:
@@ -317,6 +339,8 @@ _BOUNDS: Bounds = {
     "batch_size": (1, True),
     "crop_padding": (0, True),
     "cutout": (0, True),
+    "auxiliary": (0, True),
+    "drop_path": (0, True),
     "inner_steps": (1, True),
     "neumann_terms": (0, True),
     "gamma": (0, False),
@@ -363,8 +387,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    if not options["momentum"] < 1:
-        raise FastnasError(f"--momentum must be less than 1, got {options['momentum']}")
+    for name in ("momentum", "drop_path"):
+        if options[name] is not None and not options[name] < 1:
+            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
     check_rates(options)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastnas.errors import FastnasError
 from fastnas.runs.checkpoint import write_atomically
 from fastnas.runs.folder import Folder
-from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
+from fastnas.search.checkpoint import COMMAND, load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig
 from fastnas.search.step import SearchStep
 from fastnas.spaces import AnyGenotype, read_genotype
@@ -31,7 +31,7 @@ class RunFolder(Folder):
     checkpoint.safetensors   the newest state; replaced whole
     """
 
-    COMMAND = "fastnas.search"
+    COMMAND = COMMAND
     DOING = "searching"
     ROW = frozenset({"epoch", "train_loss", "val_loss", "genotype"})
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._devices import named_device
+from fastnas._measure import peak_memory
 from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
@@ -196,7 +196,7 @@ class Search:
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
-        self.shuffle(epoch)
+        self.begin_epoch(epoch)
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
@@ -227,7 +227,7 @@ class Search:
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
             f"{self.task.unit}_per_second": seen / seconds,
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device),
             "genotype": str(genotype),
         }
         self.shown = self.task.shown_of(row)
@@ -266,8 +266,9 @@ class Search:
         if bar.update(count):
             bar.set_postfix(self.task.shown(loss.item(), accuracy.item()) | self.shown)
 
-    def shuffle(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
+        self.task.prepare(self.net, epoch)
         for i, generator in enumerate(self.task.generators):
             generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
         self.step.begin_epoch()
@@ -284,7 +285,7 @@ class Search:
         At the first weights other units switch than a few steps later.
         """
         with untouched(self.step):
-            self.shuffle(1)
+            self.begin_epoch(1)
             train, val = map(self.cast, self.train.forever()), map(self.cast, self.val.forever())
             for _ in range(steps):
                 self.interrupt.check()
@@ -388,14 +389,6 @@ def device_of(config: SearchConfig) -> torch.device:
             "or take --backend reference or --device cpu"
         )
     return device
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes at the most since the process began: allocated on a GPU, resident on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _line(row: dict[str, Any], epochs: int, task: Task) -> str:

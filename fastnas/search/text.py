@@ -59,6 +59,9 @@ class TextTask:
             space, backend=self.config.network.backend, dtype=self.dtype, device=self.device
         )
 
+    def prepare(self, net: Executor, epoch: int) -> None:
+        """Every epoch is like the first."""
+
     def states(self, net: Executor) -> dict[str, Tensor]:
         """The hidden states of both streams, at first zero."""
         return {stream: self._begin(net, self.streams) for stream in ("train", "val")}

@@ -121,7 +121,7 @@ class RecurrentNetwork(Executor):
         gate, value = ((source * mask) @ weights).chunk(2, -1)
         return source + gate.sigmoid() * (ACTIVATIONS[edge.primitives[0]](value) - source)
 
-    def penalty(self) -> Tensor | None:
+    def penalty(self, targets: Tensor) -> Tensor | None:
         """``slowness`` times the mean of |h_t - h_(t-1)|^2, in training mode (Merity et al. 2018)."""
         penalty, self._penalty = self._penalty, None  # it holds the graph
         return penalty

@@ -1,0 +1,49 @@
+"""The command line of a retraining."""
+
+import json
+
+import pytest
+
+from fastnas import describe
+from fastnas.retrain.__main__ import main
+
+TINY = [
+    "--genotype=DARTS_V2", "--channels=2", "--layers=1", "--images=60", "--batch-size=20", "--epochs=1",
+    "--device=cpu", "--threads=1",
+]  # fmt: skip
+
+
+def test_it_trains_resumes_and_its_folder_can_be_described(tmp_path, capsys):
+    out = tmp_path / "run"
+    main([*TINY, f"--out={out}"])
+    shown = capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    assert "epoch 1/1  train loss" in shown
+    assert f"test accuracy: {result['test_accuracy']:.4g}" in shown
+    assert f"run: {out}" in shown
+    main([f"--out={out}", "--resume"])
+    assert "epoch 1/1" not in capsys.readouterr().out
+    describe.main([f"--genotype={out}", "--channels=2", "--layers=1", "--image-channels=1", "--json"])
+    assert json.loads(capsys.readouterr().out)["parameters"] == result["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--genotype is needed: the folder of a search"),
+        (["--genotype=DARTS_V3"], "genotype 'DARTS_V3': no such file, and no such name"),
+        (["--genotype=DARTS_V2", "--dataset=cifar10", "--data=/nowhere"], "/nowhere"),
+        (["--resume=/nowhere"], "no run to resume in /nowhere"),
+        (["--resume"], "--resume needs the folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    shown = capsys.readouterr()
+    assert stop.value.code == 2
+    assert shown.err.startswith("error: ")
+    assert sentence in shown.err
+    assert shown.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
