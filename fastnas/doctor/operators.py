@@ -309,7 +309,11 @@ def _virtual_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Re
 # ---------------------------------------------------------------------------- the fused cell
 
 # space, C, layers, (B, H, W); with 3 layers the DARTS space has a normal and two reduction cells
-_SMALL_CELLS = [("darts", 4, 3, (2, 8, 8)), ("nasbench201", 4, 1, (2, 8, 8)), ("nasbench1shot1-1", 4, 1, (2, 8, 8))]
+_SMALL_CELLS = [
+    ("darts", 4, 3, (2, 8, 8)),
+    ("nasbench201", 4, 1, (2, 8, 8)),
+    ("nasbench1shot1-1", 4, 1, (2, 8, 8)),
+]
 _CELLS = [
     ("darts", 6, 3, (3, 16, 13)),
     ("nasbench201", 16, 1, (2, 32, 32)),

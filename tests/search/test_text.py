@@ -68,7 +68,7 @@ def test_a_search(tiny):
 
 @pytest.mark.parametrize("method", ["darts", "idarts"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, method):
-    options = {"method": method, "inner_steps": 2, "neumann_terms": 1, "batch_size": 10}
+    options = {"method": method, "inner_steps": 2, "neumann_terms": 1, "batch_size": 8, "bptt": 4}
     whole, epoch = tiny(**options), loop.Search.epoch
 
     def interrupted(self, number, bar):
