@@ -55,10 +55,14 @@ def spreads(mixing, states, raw, grad):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 9, 16), (8, 17, 33), (5, 3, 151)])
 def test_accuracy(poisoned, shape, dtype):
-    given_numbers = make(*shape, dtype)
+    check(highway_sum, *make(*shape, dtype))
+
+
+def check(function, *given_numbers):
+    """``function`` is as accurate as plain PyTorch."""
     wide = [tensor.double() for tensor in given_numbers]
     results = zip(
-        value_and_grads(highway_sum, *given_numbers),
+        value_and_grads(function, *given_numbers),
         value_and_grads(_highway_sum_ref, *given_numbers),
         value_and_grads(_highway_sum_ref, *wide),
         spreads(*wide),
