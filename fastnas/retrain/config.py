@@ -14,7 +14,7 @@ from fastnas.errors import FastnasError
 from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
-from fastnas.spaces import family, find_genotype
+from fastnas.spaces import CellSequence, family, find_genotype
 
 IMAGE_SETS = (*DATASETS, "imagenet")
 DTYPES = ("float32", "float64", "bf16")
@@ -121,7 +121,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class RetrainConfig(Options):
-    """A retraining, whole. Every field of the groups is a flag and a keyword of ``fastnas.retrain.retrain``."""
+    """A retraining, whole. Every field of the groups is a flag and a keyword of ``fastnas.retrain``."""
 
     FREE = Options.FREE | {"workers"}
 
@@ -142,8 +142,11 @@ class RetrainConfig(Options):
                 "--genotype is needed: the folder of a search, a file or a published name such as DARTS_V2"
             )
         check_choices(options, {"dataset": IMAGE_SETS, "dtype": DTYPES, "compile": COMPILE})
-        if options["space"] is None:
-            options["space"] = find_genotype(options["genotype"]).space
+        if options["space"] is None or options["layers"] is None:
+            found = find_genotype(options["genotype"], options["space"])
+            options["space"] = found.space
+            if isinstance(found.genotype, CellSequence):  # which lists all cells of its network
+                options["layers"] = options["layers"] or len(found.genotype.cells)
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
         recipe = recipe_of(options["recipe"]).options

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from fastnas._measure import peak_memory
 from fastnas.data.batches import Batch
-from fastnas.describe import describe
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.schedule import drop_path, learning_rate
@@ -38,6 +37,10 @@ class ImageTrainer:
     def __init__(
         self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
     ) -> None:
+        from fastnas.describe import (
+            describe,  # here: `python -m fastnas.describe` is to find it not yet imported
+        )
+
         self.config, self.device, self.interrupt = config, device, interrupt
         self.source = source_of(config, device)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)

@@ -17,7 +17,7 @@ from fastnas.retrain.images import ImageTrainer, network_of
 from fastnas.retrain.recipes import RECIPES
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
-from fastnas.spaces import find_genotype
+from fastnas.spaces import CellSequence, find_genotype
 from fastnas.supernet import build_supernet
 from tests.retrain.conftest import TINY
 
@@ -192,6 +192,13 @@ def test_the_auxiliary_loss_is_added_with_its_weight(monkeypatch):
 def test_a_recipe_fills_in_what_is_not_given(options, expected):
     found = RetrainConfig.from_options({"genotype": "DARTS_V2", **options}).resolved().to_options()
     assert {name: found[name] for name in expected} == expected
+
+
+def test_a_genotype_that_lists_all_cells_says_how_many_layers_there_are():
+    cell = (("skip_connect", 0), ("sep_conv_3x3", 1))
+    sequence = CellSequence((cell,) * 4, ((2,),) * 4, (1, 2))
+    options = RetrainConfig.from_options({"genotype": str(sequence)}).resolved().to_options()
+    assert (options["space"], options["layers"], options["channels"]) == ("s2", 4, 8)
 
 
 @pytest.mark.parametrize("name", RECIPES)
