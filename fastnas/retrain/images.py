@@ -64,6 +64,8 @@ class ImageTrainer:
             clip=optimiser.grad_clip or math.inf,
             nesterov=bool(optimiser.nesterov),
         )
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         self.compiled = compiled_heads(self.net, config, device)
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from tests.examples.command import last_line
 def test_it_runs_from_end_to_end(tmp_path, capsys):
     search_retrain_describe.main(
         [
-            "--space=nasbench201", "--method=first-order", "--search-epochs=1", "--images=130", "--retrain-epochs=1", "--device=cpu",
-            "--no-progress", f"--out={tmp_path}",
+            "--space=nasbench201", "--method=first-order", "--search-epochs=1", "--images=130", "--retrain-epochs=1",
+            "--device=cpu", "--no-progress", f"--out={tmp_path}",
         ]
     )  # fmt: skip
     result = json.loads((tmp_path / "retrain" / "result.json").read_text())
