@@ -15,6 +15,7 @@ from fastnas._command import clear_errors
 from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space, find_genotype, make_network, make_space, to_dot
 from fastnas.spaces.family import SPACE_HELP
+from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet import build_supernet
 
 
@@ -60,6 +61,8 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
     >>> describe(make_space("darts", channels=16, layers=8)).parameters
     1930618
     """
+    if isinstance(space, RecurrentSpace):
+        return _describe_recurrent(space)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(height, width) < 1:
         raise FastnasError(f"--image-size must be at least 1, got {image_size}")
@@ -98,7 +101,32 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
     )
 
 
-_PUBLISHED = [name for family in SPACES.values() for name in family.published]
+def _describe_recurrent(space: RecurrentSpace) -> Description:
+    """One row each for embedding, cell and decoder; multiply-adds for one word."""
+    units, words = space.units, space.words
+    products = 4 * units**2, 2 * units**2  # of the entry, and of an edge
+    rows = (
+        StageDescription(0, "embedding", (units,), units * words, 0),
+        StageDescription(
+            1,
+            "cell",
+            (units,),
+            products[0] + space.nodes * products[1],
+            products[0] + len(space.edges) * products[1],
+        ),
+        StageDescription(2, "decoder", (words,), words, units * words),  # its matrix is the embedding's
+    )
+    return Description(
+        space.name,
+        sum(row.parameters for row in rows),
+        sum(row.macs for row in rows),
+        {alpha.name: alpha.shape for alpha in space.alphas},
+        _networks(space),
+        rows,
+    )
+
+
+_PUBLISHED = list(dict.fromkeys(name for family in SPACES.values() for name in family.published))
 _GENOTYPE_HELP = f"""Describe this discrete network instead of the supernet: the folder of a search, a file, a published
 name ({", ".join(_PUBLISHED)}) or the genotype itself."""
 
@@ -111,12 +139,12 @@ class DescribeConfig:
     primitives: tuple[str, ...] | None = None
     """Of every edge of the supernet, for spaces that leave them open (s2); None: the paper's."""
     channels: int | None = None
-    """C, channels of the first cells; None: the papers', of the supernet or of the discrete network."""
+    """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network."""
     layers: int | None = None
     """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers'."""
     genotype: Annotated[str | None, Doc(_GENOTYPE_HELP)] = None
-    classes: int = 10
-    """Outputs of the classifier."""
+    classes: int | None = None
+    """Outputs of the classifier (recurrent: words); None: 10, or 10,000 words."""
     image_size: int = 32
     """Side of the images, in pixels."""
     image_channels: int = 3

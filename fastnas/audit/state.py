@@ -128,9 +128,9 @@ def prepare(config: AuditConfig, audited: SearchConfig, meter: Meter, minibatche
 def _warm_up(state: State, steps: int, minibatches: int) -> None:
     """The weight steps, the last T recorded; the minibatches, which begin with the last step's."""
     search = state.search
-    search.shuffle(state.epoch + 1)
+    search.begin_epoch(state.epoch + 1)
     before = list(islice(map(search.cast, search.train.forever()), steps - 1))
-    search.shuffle(state.epoch + 2)
+    search.begin_epoch(state.epoch + 2)
     most = min(minibatches, len(search.train), len(search.val))
     state.train = list(islice(map(search.cast, search.train), most))
     state.val = list(islice(map(search.cast, search.val), most))

@@ -112,7 +112,34 @@ def _normalised_mixed_sum(small: bool) -> list[Case]:
             for training in (True, False):
                 images, numbers = [*branches, random.images(*shape)], [random(count), statistics]
                 cases.append(Case(images, numbers, partial(compute, training)))
+        cases.append(_rectified_case(random, shape))
     return cases
+
+
+def _rectified_case(random: Random, shape: tuple[int, ...]) -> Case:
+    """A branch between two that are rectified, in evaluation: statistics that are given keep values off the switches."""
+    images, numbers = [random.images(*shape) for _ in range(4)], [random(3)]
+    affine = [random(2, shape[1]), random(2, shape[1])]
+    statistics = torch.stack([random(3, shape[1]), random(3, shape[1]).abs() + 0.1], 1)
+    for k, part in ((0, affine[0]), (2, affine[1])):
+        mean, variance = (row[:, None, None] for row in statistics[k])
+        scale, shift = (row[:, None, None] for row in part)
+        switch = mean - shift / scale * (variance + 1e-5).sqrt()
+        images[k] = _last(images[k] + 0.1 * ((images[k] - switch).abs() < 0.05))
+
+    def compute(reference: bool, images: list[Tensor], numbers: list[Tensor]) -> Results:
+        *branches, grad = images
+        weights, statistics, *parts = numbers
+        function = _normalised_mixed_sum_ref if reference else ops.normalised_mixed_sum
+
+        def outputs(w: Tensor, *rest: Tensor) -> list[Tensor]:
+            affine = [rest[3], None, rest[4]]
+            return [function(w, rest[:3], affine=affine, statistics=statistics, training=False)[0]]
+
+        leaves = {"weights": weights, **_named("branch", branches), **_named("affine", parts)}
+        return _value_and_grads(outputs, leaves, [grad])
+
+    return Case(images, [*numbers, statistics, *affine], compute)
 
 
 def _highway_sum(small: bool) -> list[Case]:
@@ -282,8 +309,12 @@ def _virtual_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Re
 # ---------------------------------------------------------------------------- the fused cell
 
 # space, C, layers, (B, H, W); with 3 layers the DARTS space has a normal and two reduction cells
-_SMALL_CELLS = [("darts", 4, 3, (2, 8, 8)), ("nasbench201", 4, 1, (2, 8, 8))]
-_CELLS = [("darts", 6, 3, (3, 16, 13)), ("nasbench201", 16, 1, (2, 32, 32))]
+_SMALL_CELLS = [("darts", 4, 3, (2, 8, 8)), ("nasbench201", 4, 1, (2, 8, 8)), ("nasbench1shot1-1", 4, 1, (2, 8, 8))]
+_CELLS = [
+    ("darts", 6, 3, (3, 16, 13)),
+    ("nasbench201", 16, 1, (2, 32, 32)),
+    ("nasbench1shot1-3", 8, 3, (2, 16, 13)),
+]
 
 
 def _cell(device: torch.device, dtype: torch.dtype, small: bool) -> list[Measured]:

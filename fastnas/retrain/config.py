@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from fastnas.data import DATASETS, Augment, default_augment
+from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
 from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
 from fastnas.spaces import CellSequence, family, find_genotype
 
 IMAGE_SETS = (*DATASETS, "imagenet")
@@ -32,7 +33,7 @@ class NetworkConfig:
     space: str | None = None
     """Search space of the genotype; None: what the genotype says."""
     recipe: str | None = None
-    """Defaults of the options below: cifar, imagenet, nasbench201, nasbench201-12 or digits; None: by data set and
+    """Defaults of the options below: cifar, imagenet, nasbench201, nasbench201-12, ptb or digits; None: by data set and
     space. Each option that is None is the recipe's."""
     channels: int | None = None
     """C, channels of the first cells."""
@@ -46,10 +47,10 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images."""
+    """The images, or the text."""
 
     dataset: str = "digits"
-    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz."""
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz; of text: ptb."""
     data: Path | None = None
     """Where it lies: the folder of CIFAR's official binary or python files; of imagenet, with one folder for each class
     in train/ and in val/, read as they are needed; an image folder or .npz file of training images, kept in memory."""
@@ -62,7 +63,7 @@ class DataConfig:
     image_size: int | None = None
     """Resize and crop an image folder to squares of so many pixels; None: as they are, or 224 for imagenet."""
     batch_size: int | None = None
-    """Images in a minibatch."""
+    """Images in a minibatch, or streams of text."""
     crop_padding: int | None = None
     """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
     flip: bool | None = None
@@ -100,6 +101,15 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True)
+class RetrainTextConfig(TextConfig):
+    """A retraining on text alone (ptb). None: the recipe's."""
+
+    patience: int | None = None
+    """The weights are averaged over steps from the epoch on in which the validation loss is above the lowest of all but
+    the last so many epochs; None: 5."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Where and how it runs."""
 
@@ -129,6 +139,7 @@ class RetrainConfig(Options):
     images: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    text: RetrainTextConfig = field(default_factory=RetrainTextConfig)
 
     def resolved(self) -> RetrainConfig:
         """The same with every default that depends on another field filled in, checked.
@@ -141,12 +152,16 @@ class RetrainConfig(Options):
             raise FastnasError(
                 "--genotype is needed: the folder of a search, a file or a published name such as DARTS_V2"
             )
-        check_choices(options, {"dataset": IMAGE_SETS, "dtype": DTYPES, "compile": COMPILE})
-        if options["space"] is None or options["layers"] is None:
-            found = find_genotype(options["genotype"], options["space"])
+        check_choices(options, {"dataset": (*IMAGE_SETS, *CORPORA), "dtype": DTYPES, "compile": COMPILE})
+        # A resumed run has its own copy of the genotype, whatever has become of the one that it was given.
+        if options["resume"] is None and (options["space"] is None or options["layers"] is None):
+            # A name may be one of a cell for images and one of a recurrent cell.
+            of_text = "recurrent" if options["dataset"] in CORPORA else None
+            found = find_genotype(options["genotype"], options["space"] or of_text)
             options["space"] = found.space
             if isinstance(found.genotype, CellSequence):  # which lists all cells of its network
                 options["layers"] = options["layers"] or len(found.genotype.cells)
+        _check_task(options)
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
         recipe = recipe_of(options["recipe"]).options
@@ -166,6 +181,8 @@ class RetrainConfig(Options):
 
     def _defaults(self, options: Mapping[str, Any]) -> dict[str, Any]:
         found = family(options["space"])
+        if found.reads == "text":
+            return {"threads": torch.get_num_threads()}
         augment = default_augment(options["dataset"])
         return {
             "channels": found.evaluation.channels,
@@ -201,7 +218,31 @@ def _exists(source: str) -> bool:
         return False
 
 
+# What belongs to images alone, and its value where it is not given.
+_OF_IMAGES: dict[str, Any] = {
+    **dict.fromkeys(("channels", "layers", "auxiliary", "drop_path", "test_data", "images", "image_size")),
+    **dict.fromkeys(("crop_padding", "flip", "cutout", "schedule", "label_smoothing")),
+    "test_portion": 0.2,
+}
+
+
+def _check_task(options: Mapping[str, Any]) -> None:
+    """Images for a genotype of a space that reads them, text for one that reads text; none of the other's options."""
+    text = family(options["space"]).reads == "text"
+    if text != (options["dataset"] in CORPORA):
+        raise FastnasError(
+            f"a genotype of space {options['space']} reads {'text' if text else 'images'}, and {options['dataset']} is "
+            f"{'images' if text else 'text'}; take another --dataset"
+        )
+    if text:
+        check_left_out(options, _OF_IMAGES, "images", "text")
+    else:
+        check_left_out(options, {**OF_TEXT, "patience": None}, "text", "images")
+
+
 _BOUNDS: Bounds = {
+    **TEXT_BOUNDS,
+    "patience": (1, True),
     "channels": (1, True),
     "layers": (1, True),
     "auxiliary": (0, True),
@@ -227,10 +268,12 @@ _BELOW_ONE = ("drop_path", "test_portion", "momentum", "label_smoothing")
 
 
 def _check(options: Mapping[str, Any]) -> None:
-    check_choices(options, {"schedule": SCHEDULES})
+    if options["schedule"] is not None:
+        check_choices(options, {"schedule": SCHEDULES})
     check_bounds(options, _BOUNDS)
+    check_rates(options)
     for name in _BELOW_ONE:
-        if not options[name] < 1:
+        if options[name] is not None and not options[name] < 1:
             raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")

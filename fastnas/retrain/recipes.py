@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastnas.errors import FastnasError
+from fastnas.runs.text import TEXT_DEFAULTS
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,21 @@ RECIPES = {
         "NAS-Bench-201 in 12 epochs: what its 12-epoch accuracies were trained by",
         {**_NASBENCH201, "epochs": 12},
     ),
+    "ptb": Recipe(
+        "DARTS (Liu et al. 2019, appendix A.2.2, and its rnn/train.py, in the 3,600 epochs that its authors say)",
+        {
+            **TEXT_DEFAULTS,
+            "hidden_size": 850,
+            "patience": 5,
+            "epochs": 3600,
+            "batch_size": 64,
+            "learning_rate": 20.0,
+            "momentum": 0.0,
+            "nesterov": False,
+            "weight_decay": 8e-7,
+            "grad_clip": 0.25,
+        },
+    ),
     "digits": Recipe(
         "no paper's: a network that learns scikit-learn's digits in seconds",
         {
@@ -111,6 +127,6 @@ def recipe_of(name: str) -> Recipe:
 
 def usual_recipe(space: str, dataset: str) -> str:
     """The recipe that a data set is trained by unless another is named."""
-    if dataset in ("digits", "imagenet"):
+    if dataset in ("digits", "imagenet", "ptb"):
         return dataset
     return "nasbench201" if space == "nasbench201" else "cifar"

@@ -16,9 +16,10 @@ from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
+from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Trainer
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
-from fastnas.spaces import read_genotype
+from fastnas.spaces import family, read_genotype
 from fastnas.spaces.family import AnyGenotype
 
 
@@ -85,6 +86,8 @@ def trainer_of(
     config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
 ) -> Trainer:
     """What trains ``genotype`` by a resolved configuration: its data set decides."""
+    if family(config.space).reads == "text":
+        return TextTrainer(config, genotype, device, interrupt)
     return ImageTrainer(config, genotype, device, interrupt)
 
 

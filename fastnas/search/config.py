@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from typing_extensions import Doc
@@ -13,16 +13,23 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
+from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.text import (
+    OF_TEXT,
+    TEXT_BOUNDS,
+    TEXT_DEFAULTS,
+    TextConfig,
+    check_left_out,
+    check_rates,
+)
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
-from fastnas.spaces.family import SPACE_HELP
+from fastnas.spaces.family import SPACE_HELP, Sizes
 from fastnas.supernet import BACKENDS
 
 DTYPES = ("float32", "float64", "bf16")
 GRAPHS = ("auto", "on", "off")
-Filled = TypeVar("Filled")
-
 # As DARTS' authors search for convolutional cells, and for recurrent ones.
 IMAGE_DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
@@ -33,7 +40,7 @@ IMAGE_DEFAULTS: dict[str, Any] = {
     "grad_clip": 5.0,
     "arch_learning_rate": 3e-4,
 }
-TEXT_DEFAULTS: dict[str, Any] = {
+SEARCH_ON_TEXT: dict[str, Any] = {
     "batch_size": 256,
     "learning_rate": 20.0,
     "momentum": 0.0,
@@ -41,20 +48,14 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "grad_clip": 0.25,
     "arch_learning_rate": 3e-3,
     "hidden_size": 300,
-    "bptt": 35,
-    "dropout": 0.75,
-    "dropout_state": 0.25,
-    "dropout_input": 0.75,
-    "dropout_embedding": 0.2,
-    "dropout_words": 0.0,
-    "slowness": 1e-3,
+    **TEXT_DEFAULTS,
 }
 # What belongs to one kind of data alone, and its value where it is not given.
-_OF_TEXT = {name: None for name in TEXT_DEFAULTS if name not in IMAGE_DEFAULTS}
 _OF_IMAGES: dict[str, Any] = {
     **dict.fromkeys(("primitives", "channels", "layers", "images", "image_size", "crop_padding", "flip")),
+    **dict.fromkeys(("auxiliary", "drop_path", "cutout")),
+    "consistency": False,
     "train_portion": 0.5,
-    "cutout": 0,
     "recompute": False,
 }
 NOTHING_BETTER = ("exact", "exact", "exact")  # method, hvp, mixed_product
@@ -71,6 +72,14 @@ class NetworkConfig:
     """C, channels of the first cells; None: the papers' (16, or 36), or 4 for digits."""
     layers: int | None = None
     """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers', or few for digits."""
+    consistency: bool = False
+    """Search in what the genotype's network is then trained as (Amended-DARTS, section 4): as many channels and cells,
+    cutout, drop-path and auxiliary head as python -m fastnas.retrain has for this data set. Each has a flag, too."""
+    auxiliary: float | None = None
+    """Weight of an auxiliary head's loss in the training loss L1; None: 0, no such head, or consistency's."""
+    drop_path: float | None = None
+    """Probability with which training drops a primitive's output, image by image, at the end; it rises linearly from 0.
+    Cells are then computed as in plain PyTorch. None: 0, or consistency's."""
     backend: str = "fused"
     """Executor: fused (this library's ops) or reference (plain PyTorch)."""
     dtype: str = "float32"
@@ -102,30 +111,8 @@ class DataConfig:
     """Random crops out of an image padded by so many pixels; None: 4 for CIFAR, 1 for digits, else 0."""
     flip: bool | None = None
     """Random horizontal flips; None: on for CIFAR, else off."""
-    cutout: int = 0
-    """Side of a square set to zero at a random place; 0 is off."""
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """A search on text alone (recurrent). None: as its authors did, or none on images."""
-
-    hidden_size: int | None = None
-    """Units of the embedding and of the hidden state; None: 300."""
-    bptt: int | None = None
-    """Words of a window, through which gradients go back; None: 35."""
-    dropout: float | None = None
-    """Of the cell's output, before the decoder; None: 0.75."""
-    dropout_state: float | None = None
-    """Of each state, before the product that leads to a node; None: 0.25."""
-    dropout_input: float | None = None
-    """Of the cell's input; None: 0.75."""
-    dropout_embedding: float | None = None
-    """Of the embedded words; None: 0.2."""
-    dropout_words: float | None = None
-    """Of whole words; None: 0."""
-    slowness: float | None = None
-    """Weight of the training loss's term |h_t - h_(t-1)|^2; None: 0.001."""
+    cutout: int | None = None
+    """Side of a square set to zero at a random place; None: 0, off, or consistency's."""
 
 
 @dataclass(frozen=True)
@@ -251,16 +238,13 @@ class SearchConfig(Options):
         augment = default_augment(options["dataset"])
         of_images = {
             **IMAGE_DEFAULTS,
+            **(_as_retrained(options) if options["consistency"] else _as_searched(sizes)),
             "primitives": found.primitives,
-            "channels": sizes.channels,
-            "layers": sizes.layers,
             "crop_padding": augment.crop_padding,
             "flip": augment.flip,
         }
-        of_text = {
-            **TEXT_DEFAULTS,
-            "learning_rate_min": options["learning_rate"] or TEXT_DEFAULTS["learning_rate"],
-        }
+        rate = options["learning_rate"] or SEARCH_ON_TEXT["learning_rate"]
+        of_text = {**SEARCH_ON_TEXT, "learning_rate_min": rate}
         defaults = {
             **(of_text if found.reads == "text" else of_images),
             "inner_steps": method(options["method"]).inner_steps,
@@ -281,7 +265,7 @@ class SearchConfig(Options):
     def augment(self) -> Augment:
         """The augmentation of a resolved configuration."""
         d = self.images
-        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout)
+        return Augment(crop_padding=d.crop_padding or 0, flip=bool(d.flip), cutout=d.cutout or 0)
 
     @property
     def reads(self) -> str:
@@ -294,10 +278,17 @@ class SearchConfig(Options):
         return self.FREE | (more if self.curvature.early_stop else {*more, "spectrum_every"})
 
 
-def filled(value: Filled | None) -> Filled:
-    """A value of a resolved configuration, which has no default any more."""
-    assert value is not None
-    return value
+def _as_searched(sizes: Sizes) -> dict[str, Any]:
+    """What the papers search with."""
+    return {**sizes._asdict(), "auxiliary": 0.0, "drop_path": 0.0, "cutout": 0}
+
+
+def _as_retrained(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``consistency`` takes from the recipe by which the data set's networks are trained."""
+    space = options["space"]
+    recipe = recipe_of(usual_recipe(space, options["dataset"])).options
+    found = _as_searched(family(space).evaluation)
+    return {name: recipe.get(name, value) for name, value in found.items()}
 
 
 def weight_dtype(name: str) -> torch.dtype:
@@ -332,29 +323,24 @@ def _check_task(options: dict[str, Any]) -> None:
             f"space {space} reads {'text' if text else 'images'}, and {dataset} is {'images' if text else 'text'}; "
             f"take {wanted}, or another --space"
         )
-    for name, default in (_OF_IMAGES if text else _OF_TEXT).items():
-        if options[name] != default:
-            raise FastnasError(
-                f"{flag(name)} is about {'images' if text else 'text'}, and space {space} reads "
-                f"{'text' if text else 'images'}: leave it out"
-            )
+    if text:
+        check_left_out(options, _OF_IMAGES, "images", "text")
+    else:
+        check_left_out(options, OF_TEXT, "text", "images")
 
-
-_DROPOUT = ("dropout", "dropout_state", "dropout_input", "dropout_embedding", "dropout_words")
 
 _BOUNDS: Bounds = {
     "channels": (1, True),
     "layers": (1, True),
-    "hidden_size": (1, True),
-    "bptt": (1, True),
-    "slowness": (0, True),
-    **{name: (0, True) for name in _DROPOUT},
+    **TEXT_BOUNDS,
     "images": (2, True),
     "image_size": (1, True),
     "train_portion": (0, False),
     "batch_size": (1, True),
     "crop_padding": (0, True),
     "cutout": (0, True),
+    "auxiliary": (0, True),
+    "drop_path": (0, True),
     "inner_steps": (1, True),
     "neumann_terms": (0, True),
     "gamma": (0, False),
@@ -401,9 +387,10 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    for name in ("momentum", *_DROPOUT):
+    for name in ("momentum", "drop_path"):
         if options[name] is not None and not options[name] < 1:
             raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_rates(options)
 
 
 def _check_early_stop(options: dict[str, Any]) -> None:

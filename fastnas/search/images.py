@@ -11,8 +11,10 @@ from torch import Tensor
 
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
-from fastnas.search.config import SearchConfig, filled, weight_dtype
-from fastnas.spaces import make_space
+from fastnas.retrain.schedule import drop_path
+from fastnas.runs.text import filled
+from fastnas.search.config import SearchConfig, weight_dtype
+from fastnas.spaces import make_space, with_auxiliary
 from fastnas.supernet import Batch, Executor, Supernet, build_supernet
 
 
@@ -60,13 +62,23 @@ class ImageTask:
             image_channels=self.dataset.channels,
             primitives=network.primitives,
         )
-        return build_supernet(
-            space,
+        net = build_supernet(
+            with_auxiliary(space) if network.auxiliary else space,
             backend=network.backend,
             dtype=self.dtype,
             device=self.device,
             recompute=network.recompute,
         )
+        net.auxiliary_weight = filled(network.auxiliary)
+        if network.drop_path:
+            net.drop_path = torch.zeros((), dtype=torch.float32, device=self.device)
+        return net
+
+    def prepare(self, net: Executor, epoch: int) -> None:
+        """Sets drop-path's probability."""
+        if isinstance(net, Supernet) and net.drop_path is not None:
+            final, epochs = filled(self.config.network.drop_path), filled(self.config.optimiser.epochs)
+            net.drop_path.fill_(drop_path(final, epochs, epoch))
 
     def states(self, net: Executor) -> dict[str, Tensor]:
         """Nothing is carried from batch to batch."""

@@ -23,7 +23,8 @@ from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
-from fastnas.search.config import SearchConfig, filled
+from fastnas.runs.text import filled
+from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
@@ -195,7 +196,7 @@ class Search:
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
         begin, optimiser = time.perf_counter(), self.config.optimiser
-        self.shuffle(epoch)
+        self.begin_epoch(epoch)
         rate = learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
@@ -265,8 +266,9 @@ class Search:
         if bar.update(count):
             bar.set_postfix(self.task.shown(loss.item(), accuracy.item()) | self.shown)
 
-    def shuffle(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
+        self.task.prepare(self.net, epoch)
         for i, generator in enumerate(self.task.generators):
             generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
         self.step.begin_epoch()
@@ -283,7 +285,7 @@ class Search:
         At the first weights other units switch than a few steps later.
         """
         with untouched(self.step):
-            self.shuffle(1)
+            self.begin_epoch(1)
             train, val = map(self.cast, self.train.forever()), map(self.cast, self.val.forever())
             for _ in range(steps):
                 self.interrupt.check()

@@ -153,7 +153,7 @@ class SearchStep:
                 logits = self.net(*inputs)
             loss, penalty = (
                 F.cross_entropy(logits.to(self.net.weights.flat.dtype), targets),
-                self.net.penalty(),
+                self.net.penalty(targets),
             )
             (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
         self.weight_optimiser.move(grad)

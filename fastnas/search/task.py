@@ -59,6 +59,10 @@ class Task(Protocol):
         """The network to search in; weights from torch's current random state."""
         ...
 
+    def prepare(self, net: Executor, epoch: int) -> None:
+        """What is another in epoch ``epoch`` (from 1) of the search."""
+        ...
+
     def states(self, net: Executor) -> dict[str, Tensor]:
         """What batches of the streams "train" and "val" carry on to the next; see ``SearchStep``."""
         ...

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.data import Windows, read_corpus, streams
 from fastnas.errors import FastnasError
-from fastnas.search.config import SearchConfig, filled, weight_dtype
-from fastnas.spaces.recurrent import Dropout, supernet
-from fastnas.supernet import Batch, Executor, RecurrentNetwork, build_recurrent
+from fastnas.runs.text import filled
+from fastnas.search.config import SearchConfig, weight_dtype
+from fastnas.spaces.recurrent import supernet
+from fastnas.supernet import Batch, Executor, RecurrentNetwork, build_recurrent, mean_loss, perplexity
 
 EVALUATION_STREAMS = 10
 
@@ -50,22 +49,18 @@ class TextTask:
     def supernet(self) -> RecurrentNetwork:
         """The supernet for this vocabulary; weights from torch's current random state."""
         text = self.config.text
-        dropout = Dropout(
-            filled(text.dropout),
-            filled(text.dropout_state),
-            filled(text.dropout_input),
-            filled(text.dropout_embedding),
-            filled(text.dropout_words),
-        )
         space = supernet(
             filled(text.hidden_size),
             words=len(self.corpus.words),
-            dropout=dropout,
+            dropout=text.rates,
             slowness=filled(text.slowness),
         )
         return build_recurrent(
             space, backend=self.config.network.backend, dtype=self.dtype, device=self.device
         )
+
+    def prepare(self, net: Executor, epoch: int) -> None:
+        """Every epoch is like the first."""
 
     def states(self, net: Executor) -> dict[str, Tensor]:
         """The hidden states of both streams, at first zero."""
@@ -114,26 +109,3 @@ class TextTask:
             f"train loss {row['train_loss']:.3f} perplexity {row['train_perplexity']:.1f}  "
             f"val loss {row['val_loss']:.3f} perplexity {row['val_perplexity']:.1f}"
         )
-
-
-@torch.no_grad()
-def mean_loss(
-    net: RecurrentNetwork, windows: Iterable[tuple[Tensor, Tensor]], check: Callable[[], None]
-) -> float:
-    """Mean cross-entropy of the next word, in evaluation mode; the hidden state goes from window to window."""
-    mode = net.training
-    net.eval()
-    total, count, hidden = torch.zeros((), dtype=torch.float64, device=net.weights.flat.device), 0, None
-    for words, targets in windows:
-        check()
-        hidden = net.initial_state(words.shape[1]) if hidden is None else hidden
-        total += F.cross_entropy(net(words, hidden), targets, reduction="sum")
-        count += len(targets)
-        (hidden,) = net.carried()
-    net.train(mode)
-    return total.item() / count
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that is too large for a number."""
-    return math.exp(loss) if loss < 700 else math.inf

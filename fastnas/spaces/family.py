@@ -57,6 +57,7 @@ class Family:
         layers_of: genotype -> the layers that its network has; None: as many as one likes.
         reads: "images" or "text". Of a space that reads text ``channels`` are the units of its hidden state and
             ``classes`` the words of the vocabulary; ``layers`` and ``image_channels`` mean nothing.
+        classes: outputs, if not said otherwise.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Family:
     primitives: tuple[str, ...] | None = None
     layers_of: Callable[[Any], int] | None = None
     reads: Literal["images", "text"] = "images"
+    classes: int = 10
 
     @classmethod
     def of_supernet(
@@ -235,6 +237,7 @@ _FAMILIES = (
         published=recurrent.PUBLISHED,
         networks=lambda space: recurrent.NETWORKS,
         reads="text",
+        classes=recurrent.WORDS,
     ),
 )
 SPACES = {found.name: found for found in _FAMILIES}
@@ -271,7 +274,7 @@ def make_space(
     *,
     channels: int | None = None,
     layers: int | None = None,
-    classes: int = 10,
+    classes: int | None = None,
     image_channels: int = 3,
     primitives: Sequence[str] | None = None,
 ) -> Space:
@@ -281,7 +284,7 @@ def make_space(
         name: one of ``SPACES``.
         channels: C, the channels of the first cells; the papers' size if None.
         layers: the number of cells; of cells in each of the three stages (nasbench201).
-        classes: outputs of the classifier.
+        classes: outputs of the classifier; 10 if None, or the words of Penn Treebank.
         image_channels: channels of the images.
         primitives: those on every edge (s2); the papers' if None.
 
@@ -301,7 +304,7 @@ def make_network(
     *,
     channels: int | None = None,
     layers: int | None = None,
-    classes: int = 10,
+    classes: int | None = None,
     image_channels: int = 3,
 ) -> Space:
     """The discrete network of ``genotype`` in the space ``name`` as data; arguments as in :func:`make_space`.
@@ -322,12 +325,17 @@ def make_network(
 
 
 def _sizes(
-    found: Family, papers: Sizes, channels: int | None, layers: int | None, classes: int, image_channels: int
+    found: Family,
+    papers: Sizes,
+    channels: int | None,
+    layers: int | None,
+    classes: int | None,
+    image_channels: int,
 ) -> tuple[int, int, int, int]:
     sizes = {
         "channels": papers.channels if channels is None else channels,
         "layers": papers.layers if layers is None else layers,
-        "classes": classes,
+        "classes": found.classes if classes is None else classes,
         "image_channels": image_channels,
     }
     for what, value in sizes.items():

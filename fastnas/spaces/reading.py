@@ -41,7 +41,7 @@ def find_genotype(source: str | Path, space: str | None = None) -> FoundGenotype
     """
     wanted = None if space is None else family(space)
     text = str(source)
-    for known in SPACES.values():
+    for known in [*([] if wanted is None else [wanted]), *SPACES.values()]:  # two spaces may have one name
         if text in known.published:
             return _published(known, text, wanted)
     text = _text(source, wanted)

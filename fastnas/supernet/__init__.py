@@ -12,7 +12,7 @@ from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
-from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork
+from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, mean_loss, perplexity
 from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
@@ -90,7 +90,9 @@ __all__ = [
     "gradient_parts",
     "gradients",
     "joined",
+    "mean_loss",
     "narrow",
+    "perplexity",
     "pinned",
     "smooth_twin",
 ]

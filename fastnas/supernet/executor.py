@@ -42,8 +42,8 @@ class Executor(nn.Module):
         self.running = Arena(dict(self.named_buffers()), dtype=dtype, device=device)
         self.alphas = Arena(alphas, dtype=dtype, device=device)
 
-    def penalty(self) -> Tensor | None:
-        """The training loss's part beside that of the logits, of the last forward pass, given once; None: none"""
+    def penalty(self, targets: Tensor) -> Tensor | None:
+        """The training loss's part beside that of the logits, of the last forward pass, given once; None: none."""
         return None
 
     def carried(self) -> tuple[Tensor, ...]:

@@ -140,7 +140,7 @@ class SupernetProblem:
     def _value(self, training: bool, *batch: Tensor) -> Tensor:
         """The loss of a batch; ``training``: with the network's own penalty, if it has one."""
         *inputs, targets = batch
-        value, penalty = self.loss(self.net(*inputs), targets), self.net.penalty()
+        value, penalty = self.loss(self.net(*inputs), targets), self.net.penalty(targets)
         return value + penalty if training and penalty is not None else value
 
     @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -120,7 +121,7 @@ class RecurrentNetwork(Executor):
         gate, value = ((source * mask) @ weights).chunk(2, -1)
         return source + gate.sigmoid() * (ACTIVATIONS[edge.primitives[0]](value) - source)
 
-    def penalty(self) -> Tensor | None:
+    def penalty(self, targets: Tensor) -> Tensor | None:
         """``slowness`` times the mean of |h_t - h_(t-1)|^2, in training mode (Merity et al. 2018)."""
         penalty, self._penalty = self._penalty, None  # it holds the graph
         return penalty
@@ -185,3 +186,26 @@ def _mask(shape: tuple[int, ...], probability: float, like: Tensor) -> Tensor:
 
 def _uniform(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(shape).uniform_(-INITIAL, INITIAL))
+
+
+@torch.no_grad()
+def mean_loss(
+    net: RecurrentNetwork, windows: Iterable[tuple[Tensor, Tensor]], check: Callable[[], None]
+) -> float:
+    """Mean cross-entropy of the next word, in evaluation mode; the hidden state goes from window to window."""
+    mode = net.training
+    net.eval()
+    total, count, hidden = torch.zeros((), dtype=torch.float64, device=net.weights.flat.device), 0, None
+    for words, targets in windows:
+        check()
+        hidden = net.initial_state(words.shape[1]) if hidden is None else hidden
+        total += F.cross_entropy(net(words, hidden), targets, reduction="sum")
+        count += len(targets)
+        (hidden,) = net.carried()
+    net.train(mode)
+    return total.item() / count
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import FastnasError
@@ -44,6 +45,7 @@ class Supernet(Executor):
             order), head, auxiliary head.
         drop_path: probability, (), with which training drops each primitive's output but an identity's, image by image;
             read anew in every forward pass. None: nothing is dropped.
+        auxiliary_weight: of the auxiliary head's loss in ``penalty``.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Supernet(Executor):
         self.stages = nn.ModuleList(self._stage(i) for i in range(len(space.stages)))
         self.auxiliary = self._auxiliary()
         self.drop_path: Tensor | None = None
+        self.auxiliary_weight = 0.4
+        self._auxiliary_logits: Tensor | None = None
         if smooth:
             smooth_(self)
         alphas = {alpha.name: initial_alpha(alpha) for alpha in space.alphas}
@@ -70,7 +74,15 @@ class Supernet(Executor):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.heads(images)[0]
+        logits, self._auxiliary_logits = self.heads(images)
+        return logits
+
+    def penalty(self, targets: Tensor) -> Tensor | None:
+        """``auxiliary_weight`` times the auxiliary head's cross-entropy, in training mode."""
+        logits, self._auxiliary_logits = self._auxiliary_logits, None  # they hold the graph
+        if logits is None:
+            return None
+        return self.auxiliary_weight * F.cross_entropy(logits.to(self.weights.flat.dtype), targets)
 
     def heads(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits (B, classes) of the head and, in training mode, of the auxiliary head if there is one."""
@@ -163,6 +175,7 @@ def smooth_twin(net: Supernet) -> Supernet:
             (twin.running, net.running),
         ):
             mine.flat.copy_(its.flat)
+    twin.drop_path, twin.auxiliary_weight = net.drop_path, net.auxiliary_weight
     twin.train(net.training)
     return twin
 

@@ -27,8 +27,13 @@ from fastnas.supernet.reference import Supernet
 
 
 def carries_tangents(net: Executor) -> bool:
-    """Whether :func:`loss_tangent` is for ``net``: cells are fused, and on the CPU, where kernels know dual numbers."""
-    return isinstance(net, FusedSupernet) and net.has_fused_cells and net.weights.flat.device.type == "cpu"
+    """Whether :func:`loss_tangent` is for ``net``: cells are fused, and on the CPU, where kernels know dual numbers.
+
+    Drop-path takes the kernels' place, and an auxiliary head's loss is no part of what is computed here.
+    """
+    if not isinstance(net, FusedSupernet) or net.drop_path is not None or net.auxiliary is not None:
+        return False
+    return net.has_fused_cells and net.weights.flat.device.type == "cpu"
 
 
 def loss_tangent(

@@ -10,6 +10,7 @@ struct Setting {
   int64_t sums, branches;         // each sum's, of which the first is the same in all sums
   int64_t pixels, channels, gap;  // elements between two pixels
   bool add, training;
+  bool rectified = false;  // every second of the branches that are normalised
 };
 
 template <class T>
@@ -18,7 +19,8 @@ void run_case(Run& run, const Setting& s) {
     return Array<T>(run, -2, 2, s.pixels, s.channels, s.channels + s.gap, s.gap % 2);
   };
   std::vector<Array<T>> xs, outs, grads;
-  std::vector<Array<float>> norms, weights, coefficients, weight_grads;
+  std::vector<Array<float>> norms, weights, coefficients, weight_grads, affine, affine_grads;
+  std::vector<Array<T>> passed;
   std::vector<Params> forward, backward;
   for (int64_t i = 0; i < s.sums; ++i) {
     outs.push_back(s.add ? images() : Array<T>(s.pixels, s.channels, s.channels + s.gap, s.gap % 2));
@@ -38,6 +40,13 @@ void run_case(Run& run, const Setting& s) {
                             weighed ? weights.back().data() : nullptr,
                             normalised ? coefficients.back().data() : nullptr,
                             weighed ? weight_grads.back().data() : nullptr});
+      if (!s.rectified || !normalised || k % 2 == 1) continue;
+      affine.emplace_back(run, -0.5, 1.5, 2, s.channels);
+      affine_grads.emplace_back(2, s.channels);
+      passed.emplace_back(s.pixels, s.channels, s.channels + s.gap, s.gap % 2);
+      Branch& b = p.branches.back();
+      b.affine = affine.back().data(), b.affine_grad = affine_grads.back().data();
+      b.passed = passed.back().data(), b.passed_pixel = passed.back().pixel();
     }
     forward.push_back(p);
     p.out = grads.back().data(), p.out_pixel = grads.back().pixel();
@@ -50,6 +59,8 @@ void run_case(Run& run, const Setting& s) {
                                               nullptr));
   for (const Array<float>& each : coefficients) each.check(run, "coefficients");
   for (const Array<float>& each : weight_grads) each.check(run, "a weight's gradient");
+  for (const Array<float>& each : affine_grads) each.check(run, "an affine part's gradient");
+  for (const Array<T>& each : passed) each.check(run, "what a ReLU lets through");
 }
 
 const Cases all("normalised_mixed_sum", [](Run& run) {
@@ -64,6 +75,11 @@ const Cases all("normalised_mixed_sum", [](Run& run) {
   run_case<float>(run, {1, 2, 5, 600, 0, false, true});  // channels, too
   run_case<BFloat16>(run, {1, 13, 3, 520, 1, true, true});
   run_case<float>(run, {1, 2, 5000, 4, 0, false, true});  // shares of the pixels
+  for (const Setting& s : {Setting{2, 5, 63, 16, 0, false, true, true}, Setting{1, 1, 1, 1, 0, false, false, true},
+                           Setting{1, 80, 9, 5, 3, true, true, true}, Setting{1, 3, 700, 520, 0, false, true, true}}) {
+    run_case<float>(run, s);
+    run_case<BFloat16>(run, s);
+  }
 });
 
 }  // namespace

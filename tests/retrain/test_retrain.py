@@ -1,5 +1,6 @@
 """Whole retrainings on real images: what they leave behind, that they repeat and resume to the bit."""
 
+import dataclasses
 import json
 import signal
 
@@ -12,7 +13,8 @@ import fastnas
 from fastnas import FastnasError
 from fastnas.data import load_dataset
 from fastnas.describe import describe
-from fastnas.retrain import RetrainConfig, retrain
+from fastnas.retrain import RetrainConfig, retrain, sources
+from fastnas.retrain.config import RetrainTextConfig
 from fastnas.retrain.images import ImageTrainer, network_of
 from fastnas.retrain.recipes import RECIPES
 from fastnas.runs.interrupt import Interrupt
@@ -139,7 +141,8 @@ def test_the_auxiliary_loss_is_added_with_its_weight(monkeypatch):
     digits = load_dataset("digits")
     large = F.interpolate(digits.images[:24].float(), 32).byte()
     monkeypatch.setattr(
-        "fastnas.retrain.sources.load_dataset",
+        sources,
+        "load_dataset",
         lambda *_, **__: type(digits)("digits", large, digits.labels[:24], digits.classes),
     )
     found = trainer(auxiliary=0.4, images=None, batch_size=8, dtype="float64", drop_path=0.0, layers=3)
@@ -201,10 +204,11 @@ def test_a_genotype_that_lists_all_cells_says_how_many_layers_there_are():
     assert (options["space"], options["layers"], options["channels"]) == ("s2", 4, 8)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "ptb"])
 def test_every_recipe_leaves_nothing_open(name):
     options = RetrainConfig.from_options({"genotype": "DARTS_V2", "recipe": name}).resolved().to_options()
-    open_ = {key for key, value in options.items() if value is None}
+    of_text = {field.name for field in dataclasses.fields(RetrainTextConfig)}
+    open_ = {key for key, value in options.items() if value is None} - of_text
     assert open_ == {"data", "test_data", "images", "image_size", "out", "resume"}
 
 

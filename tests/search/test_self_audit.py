@@ -55,7 +55,7 @@ def test_a_tiny_step_agrees_with_exact_products_and_nothing_moves(tiny):
         {**result.config.to_options(), "out": None, "graphs": "off"}
     ).resolved()
     search = Search(config, torch.device("cpu"), Interrupt())
-    search.shuffle(1)
+    search.begin_epoch(1)
     batches = [search.cast(batch) for batch, _ in zip(search.train, range(2), strict=False)]
     before = search.net.weights.flat.clone(), search.net.running.flat.clone(), torch.get_rng_state()
     row = self_audit(search.step, batches, search.cast(next(iter(search.val))), 0.025)
