@@ -50,7 +50,7 @@ class DataConfig:
     """The images, or the text."""
 
     dataset: str = "digits"
-    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz; of text: ptb."""
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz; text: ptb."""
     data: Path | None = None
     """Where it lies: the folder of CIFAR's official binary or python files; of imagenet, with one folder for each class
     in train/ and in val/, read as they are needed; an image folder or .npz file of training images, kept in memory."""

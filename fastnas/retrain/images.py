@@ -147,7 +147,7 @@ class ImageTrainer:
             loss += F.cross_entropy(logits.to(self.dtype), labels, reduction="sum")
             right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits += torch.stack([right[:, 0].sum(), right.sum()])
-        top1, top5 = (hits / self.source.test_images).tolist()
+        top1, top5 = (hits.double() / self.source.test_images).tolist()
         return {"test_loss": loss.item() / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
 
     def _heads(self, images: Tensor) -> Heads:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import fastnas
 from fastnas import FastnasError
@@ -280,7 +281,33 @@ def test_a_loss_that_is_not_finite_ends_it(tiny):
         tiny(learning_rate=1e30)
 
 
-def test_bf16_trains(tiny):
+def test_whole_batches_run_compiled_and_the_last_one_of_a_pass_as_it_is(monkeypatch):
+    """With torch.compile's place taken by a record of what it was asked for, and of the batches."""
+    sizes, asked = [], []
+
+    def stand_in(function, **options):
+        asked.append(options)
+
+        def compiled(images):
+            sizes.append(len(images))
+            return function(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    found = trainer(compile="on", batch_size=20, images=60)  # 48 to train on, 12 to test on
+    with tqdm(disable=True) as bar:
+        row = found.epoch(1, bar)
+    assert asked == [{"dynamic": False}]
+    assert sizes == [20, 20]
+    trainer(compile="auto")
+    assert len(asked) == 1  # not on a CPU
+    with tqdm(disable=True) as bar:
+        plain = trainer(compile="off", batch_size=20, images=60).epoch(1, bar)
+    assert timeless([plain]) == timeless([row])
+
+
+def test_bf16_trains():
     """Activations narrow, weights not."""
     wide, narrow = trainer(drop_path=0.0), trainer(drop_path=0.0, dtype="bf16")
     batch = next(iter(wide.source.train(1)))
