@@ -6,6 +6,15 @@ from fastnas.errors import FastnasError
 
 with interrupted_quietly():  # torch takes seconds to import
     from fastnas.hypergradient import hypergradient
+    from fastnas.retrain import RetrainResult, retrain
     from fastnas.search import SearchResult, search
 
-__all__ = ["FastnasError", "SearchResult", "__version__", "hypergradient", "search"]
+__all__ = [
+    "FastnasError",
+    "RetrainResult",
+    "SearchResult",
+    "__version__",
+    "hypergradient",
+    "retrain",
+    "search",
+]

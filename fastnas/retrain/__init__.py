@@ -12,7 +12,7 @@ from fastnas.retrain.run import RetrainResult, run_retrain
 def retrain(*, progress: bool = False, **options: Any) -> RetrainResult:
     """A retraining from Python: the same as ``python -m fastnas.retrain``, flag for keyword.
 
-    ``fastnas.retrain.retrain(genotype="DARTS_V2", dataset="cifar10", data="cifar")``
+    ``fastnas.retrain(genotype="DARTS_V2", dataset="cifar10", data="cifar")``
 
     Args:
         progress: show the bar and a line an epoch.

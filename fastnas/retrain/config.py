@@ -15,7 +15,7 @@ from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
-from fastnas.spaces import family, find_genotype
+from fastnas.spaces import CellSequence, family, find_genotype
 
 IMAGE_SETS = (*DATASETS, "imagenet")
 DTYPES = ("float32", "float64", "bf16")
@@ -50,7 +50,7 @@ class DataConfig:
     """The images, or the text."""
 
     dataset: str = "digits"
-    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz; or text: ptb."""
+    """Data set: digits (scikit-learn's, nothing to download), cifar10, cifar100, imagenet, folder or npz; text: ptb."""
     data: Path | None = None
     """Where it lies: the folder of CIFAR's official binary or python files; of imagenet, with one folder for each class
     in train/ and in val/, read as they are needed; an image folder or .npz file of training images, kept in memory."""
@@ -131,7 +131,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class RetrainConfig(Options):
-    """A retraining, whole. Every field of the groups is a flag and a keyword of ``fastnas.retrain.retrain``."""
+    """A retraining, whole. Every field of the groups is a flag and a keyword of ``fastnas.retrain``."""
 
     FREE = Options.FREE | {"workers"}
 
@@ -153,14 +153,14 @@ class RetrainConfig(Options):
                 "--genotype is needed: the folder of a search, a file or a published name such as DARTS_V2"
             )
         check_choices(options, {"dataset": (*IMAGE_SETS, *CORPORA), "dtype": DTYPES, "compile": COMPILE})
-        if options["space"] is None:
+        # A resumed run has its own copy of the genotype, whatever has become of the one that it was given.
+        if options["resume"] is None and (options["space"] is None or options["layers"] is None):
             # A name may be one of a cell for images and one of a recurrent cell.
-            of_text = (
-                find_genotype(options["genotype"], "recurrent").space
-                if options["dataset"] in CORPORA
-                else None
-            )
-            options["space"] = of_text or find_genotype(options["genotype"]).space
+            of_text = "recurrent" if options["dataset"] in CORPORA else None
+            found = find_genotype(options["genotype"], options["space"] or of_text)
+            options["space"] = found.space
+            if isinstance(found.genotype, CellSequence):  # which lists all cells of its network
+                options["layers"] = options["layers"] or len(found.genotype.cells)
         _check_task(options)
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
@@ -227,7 +227,7 @@ _OF_IMAGES: dict[str, Any] = {
 
 
 def _check_task(options: Mapping[str, Any]) -> None:
-    """Images for a genotype of a space that reads them, text for one that reads text, and none of the other's options."""
+    """Images for a genotype of a space that reads them, text for one that reads text; none of the other's options."""
     text = family(options["space"]).reads == "text"
     if text != (options["dataset"] in CORPORA):
         raise FastnasError(

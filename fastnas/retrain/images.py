@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from fastnas._measure import peak_memory
 from fastnas.data.batches import Batch
-from fastnas.describe import describe
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.schedule import drop_path, learning_rate
@@ -38,6 +37,10 @@ class ImageTrainer:
     def __init__(
         self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
     ) -> None:
+        from fastnas.describe import (
+            describe,  # here: `python -m fastnas.describe` is to find it not yet imported
+        )
+
         self.config, self.device, self.interrupt = config, device, interrupt
         self.source = source_of(config, device)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
@@ -61,6 +64,8 @@ class ImageTrainer:
             clip=optimiser.grad_clip or math.inf,
             nesterov=bool(optimiser.nesterov),
         )
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         self.compiled = compiled_heads(self.net, config, device)
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
@@ -142,7 +147,7 @@ class ImageTrainer:
             loss += F.cross_entropy(logits.to(self.dtype), labels, reduction="sum")
             right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits += torch.stack([right[:, 0].sum(), right.sum()])
-        top1, top5 = (hits / self.source.test_images).tolist()
+        top1, top5 = (hits.double() / self.source.test_images).tolist()
         return {"test_loss": loss.item() / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
 
     def _heads(self, images: Tensor) -> Heads:

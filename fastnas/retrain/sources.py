@@ -46,7 +46,7 @@ class Held:
     """A data set whole on the device (``fastnas.data.Batches``); normalised by its training images' statistics."""
 
     def __init__(self, config: RetrainConfig, device: torch.device) -> None:
-        train, test = _parts(config)
+        train, test = parts(config)
         mean, std = channel_statistics(train)
         train, test = train.to(device), test.to(device)
         size = config.images.batch_size or 1
@@ -125,7 +125,7 @@ def _folder(config: RetrainConfig) -> Path:
     return root
 
 
-def _parts(config: RetrainConfig) -> tuple[Dataset, Dataset]:
+def parts(config: RetrainConfig) -> tuple[Dataset, Dataset]:
     """Training and test images; where there is no test set, some are held out."""
     images, seed = config.images, config.run.seed
     whole = load_dataset(images.dataset, images.data, image_size=images.image_size)

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from fastnas._measure import peak_memory
 from fastnas.data import Windows, read_corpus, streams, window
-from fastnas.describe import describe
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.runs.checkpoint import put_back
@@ -45,6 +44,10 @@ class TextTrainer:
     def __init__(
         self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
     ) -> None:
+        from fastnas.describe import (
+            describe,  # here: `python -m fastnas.describe` is to find it not yet imported
+        )
+
         self.config, self.device, self.interrupt = config, device, interrupt
         assert isinstance(genotype, RecurrentGenotype)
         run, optimiser, text = config.run, config.optimiser, config.text

@@ -1,6 +1,8 @@
 """The command line of a retraining."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -25,6 +27,12 @@ def test_it_trains_resumes_and_its_folder_can_be_described(tmp_path, capsys):
     assert "epoch 1/1" not in capsys.readouterr().out
     describe.main([f"--genotype={out}", "--channels=2", "--layers=1", "--image-channels=1", "--json"])
     assert json.loads(capsys.readouterr().out)["parameters"] == result["parameters"]
+
+
+def test_describe_is_not_imported_with_the_package():
+    """Python would warn when `python -m fastnas.describe` runs it a second time."""
+    code = "import sys, fastnas; assert 'fastnas.retrain' in sys.modules; assert 'fastnas.describe' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

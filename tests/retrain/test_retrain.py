@@ -1,5 +1,6 @@
 """Whole retrainings on real images: what they leave behind, that they repeat and resume to the bit."""
 
+import dataclasses
 import json
 import signal
 
@@ -7,17 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 import fastnas
 from fastnas import FastnasError
 from fastnas.data import load_dataset
 from fastnas.describe import describe
-from fastnas.retrain import RetrainConfig, retrain
+from fastnas.retrain import RetrainConfig, retrain, sources
+from fastnas.retrain.config import RetrainTextConfig
 from fastnas.retrain.images import ImageTrainer, network_of
 from fastnas.retrain.recipes import RECIPES
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
-from fastnas.spaces import find_genotype
+from fastnas.spaces import CellSequence, find_genotype
 from fastnas.supernet import build_supernet
 from tests.retrain.conftest import TINY
 
@@ -139,7 +142,8 @@ def test_the_auxiliary_loss_is_added_with_its_weight(monkeypatch):
     digits = load_dataset("digits")
     large = F.interpolate(digits.images[:24].float(), 32).byte()
     monkeypatch.setattr(
-        "fastnas.retrain.sources.load_dataset",
+        sources,
+        "load_dataset",
         lambda *_, **__: type(digits)("digits", large, digits.labels[:24], digits.classes),
     )
     found = trainer(auxiliary=0.4, images=None, batch_size=8, dtype="float64", drop_path=0.0, layers=3)
@@ -194,10 +198,18 @@ def test_a_recipe_fills_in_what_is_not_given(options, expected):
     assert {name: found[name] for name in expected} == expected
 
 
-@pytest.mark.parametrize("name", RECIPES)
+def test_a_genotype_that_lists_all_cells_says_how_many_layers_there_are():
+    cell = (("skip_connect", 0), ("sep_conv_3x3", 1))
+    sequence = CellSequence((cell,) * 4, ((2,),) * 4, (1, 2))
+    options = RetrainConfig.from_options({"genotype": str(sequence)}).resolved().to_options()
+    assert (options["space"], options["layers"], options["channels"]) == ("s2", 4, 8)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "ptb"])
 def test_every_recipe_leaves_nothing_open(name):
     options = RetrainConfig.from_options({"genotype": "DARTS_V2", "recipe": name}).resolved().to_options()
-    open_ = {key for key, value in options.items() if value is None}
+    of_text = {field.name for field in dataclasses.fields(RetrainTextConfig)}
+    open_ = {key for key, value in options.items() if value is None} - of_text
     assert open_ == {"data", "test_data", "images", "image_size", "out", "resume"}
 
 
@@ -269,7 +281,33 @@ def test_a_loss_that_is_not_finite_ends_it(tiny):
         tiny(learning_rate=1e30)
 
 
-def test_bf16_trains(tiny):
+def test_whole_batches_run_compiled_and_the_last_one_of_a_pass_as_it_is(monkeypatch):
+    """With torch.compile's place taken by a record of what it was asked for, and of the batches."""
+    sizes, asked = [], []
+
+    def stand_in(function, **options):
+        asked.append(options)
+
+        def compiled(images):
+            sizes.append(len(images))
+            return function(images)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    found = trainer(compile="on", batch_size=20, images=60)  # 48 to train on, 12 to test on
+    with tqdm(disable=True) as bar:
+        row = found.epoch(1, bar)
+    assert asked == [{"dynamic": False}]
+    assert sizes == [20, 20]
+    trainer(compile="auto")
+    assert len(asked) == 1  # not on a CPU
+    with tqdm(disable=True) as bar:
+        plain = trainer(compile="off", batch_size=20, images=60).epoch(1, bar)
+    assert timeless([plain]) == timeless([row])
+
+
+def test_bf16_trains():
     """Activations narrow, weights not."""
     wide, narrow = trainer(drop_path=0.0), trainer(drop_path=0.0, dtype="bf16")
     batch = next(iter(wide.source.train(1)))
