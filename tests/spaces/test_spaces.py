@@ -12,7 +12,13 @@ from fastnas.spaces.genotype import DARTS_PRIMITIVES, NASBENCH201_PRIMITIVES
 
 @pytest.mark.parametrize(
     ("space", "channels", "layers", "weights"),
-    [("darts", 16, 8, 1_930_618), ("nasbench201", 16, 5, 1_692_826)],
+    [
+        ("darts", 16, 8, 1_930_618),
+        ("nasbench201", 16, 5, 1_692_826),
+        ("nasbench1shot1-1", 16, 9, 1_101_402),
+        ("nasbench1shot1-2", 16, 9, 1_101_402),
+        ("nasbench1shot1-3", 16, 9, 1_509_594),
+    ],
 )
 def test_supernets_have_the_papers_weights(space, channels, layers, weights):
     assert describe(make_space(space, channels=channels, layers=layers)).parameters == weights
