@@ -71,3 +71,19 @@ def test_a_hypergradient_leaves_no_trace_and_repeats(backend, method):
     after = [net.weights.flat, net.alphas.flat, net.running.flat]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+def test_noise_that_has_not_the_nodes_size_is_refused(kind):
+    net = supernet(SHAPE, "fused")
+    index = next(i for i, spec in enumerate(net.space.stages) if spec.kind == kind)
+    cell, spec = net.fused_cell_of(index), net.space.stages[index]
+    inputs = [
+        torch.randn(2, net.space.stages[source.stage].out_channels, 6, 6, dtype=torch.float64)
+        for source in spec.inputs
+    ]
+    mixing = torch.full((28,), 0.5, dtype=torch.float64)
+    assert cell(inputs, mixing).shape[2:] == ((6, 6) if kind == "normal" else (3, 3))
+    cell._noise = lambda x: [torch.randn(2, spec.channels, 5, 5, dtype=torch.float64)] * 14
+    with pytest.raises(ValueError, match="inputs must have one size, or that of the nodes, got"):
+        cell(inputs, mixing)
