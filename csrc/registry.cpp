@@ -24,19 +24,20 @@ STABLE_TORCH_LIBRARY(FASTNAS_LIBRARY, m) {
       "Tensor(b!)[] weights_grad, Tensor(c!)[] source_grads) -> ()");
 
   // out = sum_k w_k (branch_k - mean_k) rstd_k; norms and indices are rows of `statistics` and of `weights`,
-  // or -1. With `add`, out += that. Branches that name a row of `affine` (rows, 2, C), and not -1, are rectified:
-  // w_k ReLU(scale (branch_k - mean_k) rstd_k + shift).
+  // or -1. With `add`, out += that. Branches that name a row of `affine` (rows, 2, C), and not -1, are
+  // rectified: w_k ReLU(scale (branch_k - mean_k) rstd_k + shift).
   m.def(
       "normalised_mixed_sum(Tensor[] branches, int[] norms, Tensor weights, int[] indices, Tensor "
       "statistics, "
       "float eps, Tensor(a!) out, bool add=False, Tensor? affine=None, int[] rectified=[]) -> ()");
-  // Of rectified branches also writes affine_grad and, each row's images behind the other, `passed`, which stands
-  // for `grad` in their gradients.
+  // Of rectified branches also writes affine_grad and, each row's images behind the other, `passed`, which
+  // stands for `grad` in their gradients.
   m.def(
       "normalised_mixed_sum_backward(Tensor grad, Tensor[] branches, int[] norms, Tensor weights, int[] "
       "indices, "
       "Tensor statistics, float eps, bool training, Tensor(a!) coefficients, Tensor(b!) weights_grad, "
-      "Tensor? affine=None, int[] rectified=[], Tensor(c!)? passed=None, Tensor(d!)? affine_grad=None) -> ()");
+      "Tensor? affine=None, int[] rectified=[], Tensor(c!)? passed=None, Tensor(d!)? affine_grad=None) -> "
+      "()");
 
   // Average- and max-pooling 3x3, each if wanted, and their mean and variance into rows of `statistics`.
   m.def(

@@ -31,9 +31,11 @@ Pass::Pass(const Plan& plan, const Arguments& given)
       height_ = strided(height, plan.stride), width_ = strided(width, plan.stride);
       states_[0] = {nullptr, x.count, plan.channels, height, width, 0};
     }
-    FASTNAS_CHECK(x.count == count_ && height == states_[0].height && width == states_[0].width, kOp,
-                  "inputs must have one size, got ", shape_text(given.inputs[i]), " beside ",
-                  shape_text(given.inputs[0]));
+    const bool late = plan.inputs[i].has_node_size;
+    FASTNAS_CHECK(x.count == count_ && height == (late ? height_ : states_[0].height) &&
+                      width == (late ? width_ : states_[0].width),
+                  kOp, "inputs must have one size, or that of the nodes, got ", shape_text(given.inputs[i]),
+                  " beside ", shape_text(given.inputs[0]));
   }
 }
 

@@ -109,9 +109,12 @@ void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, co
 }
 
 Input read_input(Reader& in, const Plan& plan) {
-  Input input{static_cast<int64_t>(plan.input_of.size()), in.indices(plan.norms, kNone), in.rows()};
+  Input input{static_cast<int64_t>(plan.input_of.size()), in.indices(plan.norms, kNone), in.rows(),
+              in.index(2) == 1};
   FASTNAS_CHECK(!input.norms.empty() && (input.states() == 1 || !input.rows.empty()), kOp, "has an input of ",
                 input.states(), " states");
+  FASTNAS_CHECK(!input.has_node_size || input.rows.empty(), kOp,
+                "makes states of an input of its nodes' size");
   if (!input.rows.empty()) check_rows(input.rows, input.states(), input.states(), plan);
   for (const Row& row : input.rows)
     FASTNAS_CHECK(input.norms[row.out] == row.norm, kOp, "has an input with two norms");
@@ -140,8 +143,7 @@ Group read_group(Reader& in, const Plan& plan) {
   for (const int64_t target : g.targets)
     FASTNAS_CHECK(target > g.state && !plan.is_input(target), kOp, "has an edge from ", g.state, " to ",
                   target);
-  FASTNAS_CHECK(g.stride == (plan.is_input(g.state) ? plan.stride : 1), kOp, "has an edge of stride ",
-                g.stride);
+  FASTNAS_CHECK(g.stride == plan.stride_from(g.state), kOp, "has an edge of stride ", g.stride);
   for (const auto& terms : g.terms)
     for (const Term& term : terms) g.rectified += plan.is_rectified(term.norm) ? 1 : 0;
   for (const int64_t norm : g.middle_norms)
@@ -172,6 +174,10 @@ int64_t Plan::slot(int64_t state) const {
   return found == output.end() ? kNone : (found - output.begin()) * channels;
 }
 
+int64_t Plan::stride_from(int64_t state) const {
+  return is_input(state) && !inputs[input_of[state]].has_node_size ? stride : 1;
+}
+
 Plan read_plan(const int64_t* numbers, int64_t count) {
   Reader in(numbers, count);
   Plan plan{};
@@ -189,6 +195,8 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
     plan.input_of.insert(plan.input_of.end(), plan.inputs.back().norms.size(),
                          static_cast<int64_t>(plan.inputs.size()) - 1);
   }
+  FASTNAS_CHECK(plan.inputs.empty() || plan.stride == 1 || !plan.inputs.front().has_node_size, kOp,
+                "has a first input of its nodes' size");
   FASTNAS_CHECK(!plan.inputs.empty() && static_cast<int64_t>(plan.input_of.size()) < plan.states, kOp,
                 "needs an input and a node");
   plan.output = in.indices(plan.states), plan.empty = in.indices(plan.states);

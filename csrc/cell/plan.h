@@ -24,6 +24,7 @@ struct Input {
   int64_t first_state;
   std::vector<int64_t> norms;              // of each state
   std::vector<separable_stage::Row> rows;  // none: one state, the input as it is
+  bool has_node_size = false;  // of those as they are: edges out of it have stride 1 where others have 2
 
   int64_t states() const { return static_cast<int64_t>(norms.size()); }
 };
@@ -71,6 +72,8 @@ struct Plan {
 
   // Where a state begins in the output, in channels; kNone: it is not there.
   int64_t slot(int64_t state) const;
+  // Of the edges out of a state.
+  int64_t stride_from(int64_t state) const;
   bool is_input(int64_t state) const { return state < static_cast<int64_t>(input_of.size()); }
   bool is_rectified(int64_t norm) const { return norm != kNone && affine[norm] != kNone; }
 };

@@ -117,7 +117,7 @@ def _normalised_mixed_sum(small: bool) -> list[Case]:
 
 
 def _rectified_case(random: Random, shape: tuple[int, ...]) -> Case:
-    """A branch between two that are rectified, in evaluation: statistics that are given keep values off the switches."""
+    """A branch between two that are rectified; statistics that are given keep values off the switches."""
     images, numbers = [random.images(*shape) for _ in range(4)], [random(3)]
     affine = [random(2, shape[1]), random(2, shape[1])]
     statistics = torch.stack([random(3, shape[1]), random(3, shape[1]).abs() + 0.1], 1)
@@ -309,7 +309,11 @@ def _virtual_step(reference: bool, vectors: list[Tensor], _: list[Tensor]) -> Re
 # ---------------------------------------------------------------------------- the fused cell
 
 # space, C, layers, (B, H, W); with 3 layers the DARTS space has a normal and two reduction cells
-_SMALL_CELLS = [("darts", 4, 3, (2, 8, 8)), ("nasbench201", 4, 1, (2, 8, 8)), ("nasbench1shot1-1", 4, 1, (2, 8, 8))]
+_SMALL_CELLS = [
+    ("darts", 4, 3, (2, 8, 8)),
+    ("nasbench201", 4, 1, (2, 8, 8)),
+    ("nasbench1shot1-1", 4, 1, (2, 8, 8)),
+]
 _CELLS = [
     ("darts", 6, 3, (3, 16, 13)),
     ("nasbench201", 16, 1, (2, 32, 32)),

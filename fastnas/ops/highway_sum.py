@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 import fastnas._extension  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.errors import FastnasError
 from fastnas.ops._distrust import DISTRUSTED
+from fastnas.ops._vectors import run_triton
 
 _OP = "highway_sum"
 OPS = torch.ops.fastnas
@@ -23,7 +24,7 @@ def highway_sum(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
 
     with s_j = states[j] and (sigmoid^-1(c_j), h_j) the halves of raw[j] (Liu et al. 2019, section 3.1; the update is that
     of recurrent highway networks, Zilly et al. 2017). Sums over elements are accumulated in a fixed order: the same bits
-    for every number of threads. Differentiable once. On a GPU plain PyTorch does it.
+    for every number of threads. Differentiable once. On CUDA it runs in Triton, without Triton in plain PyTorch.
 
     Args:
         mixing: (S, 4), S >= 1.
@@ -46,7 +47,7 @@ def highway_sum(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
     for name, value in (("mixing", mixing), ("states", states), ("raw", raw)):
         if not isinstance(value, Tensor):
             raise FastnasError(f"{_OP}: {name} must be a tensor, got {type(value).__name__}")
-    if _OP in DISTRUSTED or states.device.type != "cpu":
+    if _OP in DISTRUSTED or states.device.type not in ("cpu", "cuda"):
         return _highway_sum_ref(mixing, states, raw)
     try:
         return _HighwaySum.apply(mixing, states, raw)
@@ -77,8 +78,37 @@ class _HighwaySum(torch.autograd.Function):
         return OPS.highway_sum_backward(grad, *ctx.saved_tensors)
 
 
+def _highway_sum_backward_ref(
+    grad: Tensor, mixing: Tensor, states: Tensor, raw: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients in plain PyTorch."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in (mixing, states, raw)]
+        mixing_grad, states_grad, raw_grad = torch.autograd.grad(_highway_sum_ref(*leaves), leaves, grad)
+    return mixing_grad, states_grad, raw_grad
+
+
+def _check(mixing: Tensor, states: Tensor, raw: Tensor) -> None:
+    """What the native binding checks, for tensors that do not reach it."""
+    shape = tuple(states.shape)
+    if states.dim() != 3 or not shape[0]:
+        raise ValueError(f"{_OP}: states must have shape (S, B, units) with S >= 1, got {shape}")
+    if states.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{_OP}: states must be float32 or float64, got {str(states.dtype)[6:]}")
+    for name, tensor, wanted in (
+        ("mixing", mixing, (shape[0], 4)),
+        ("raw", raw, (*shape[:2], 2 * shape[2])),
+    ):
+        if tensor.device != states.device or tensor.dtype != states.dtype or tuple(tensor.shape) != wanted:
+            raise ValueError(
+                f"{_OP}: {name} must have shape {wanted}, dtype and device of states {shape}, "
+                f"got {tuple(tensor.shape)} of {str(tensor.dtype)[6:]} on {tensor.device}"
+            )
+
+
 @torch.library.register_fake("fastnas::highway_sum")
 def _highway_sum_fake(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
+    _check(mixing, states, raw)
     return states.new_empty(states.shape[1:])
 
 
@@ -86,8 +116,13 @@ def _highway_sum_fake(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
 def _highway_sum_backward_fake(
     grad: Tensor, mixing: Tensor, states: Tensor, raw: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check(mixing, states, raw)
     return (
         torch.empty_like(mixing, memory_format=torch.contiguous_format),
         torch.empty_like(states, memory_format=torch.contiguous_format),
         torch.empty_like(raw, memory_format=torch.contiguous_format),
     )
+
+
+run_triton(_OP, _OP, _highway_sum_fake, _highway_sum_ref)
+run_triton(f"{_OP}_backward", _OP, _highway_sum_backward_fake, _highway_sum_backward_ref)

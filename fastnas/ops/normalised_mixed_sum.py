@@ -62,7 +62,8 @@ def normalised_mixed_sum(
         weights: (K,), K >= 1, in the branches' dtype; float32 where that is bfloat16.
         branches: K tensors (B, C, H, W), float32 or float64 on the CPU, float32 or bfloat16 on CUDA. Read in place
             in channels-last memory, of which they may be slices of channels; copied otherwise.
-        affine: of each branch (2, C), scale and shift in the weights' dtype, or None: it is not rectified. None: none is.
+        affine: of each branch (2, C), scale and shift in the weights' dtype, or None: it is not rectified. None for
+            all: none is.
         statistics: (K, 2, C), mean and biased variance of each branch's channels, in the weights' dtype. None: the
             batch's, computed here.
         training: whether they are the batch's own, so that gradients flow through them. None: exactly if

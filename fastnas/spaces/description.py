@@ -116,7 +116,7 @@ class MatrixCell:
     """NAS-Bench-101's discrete cell: an operation on each vertex of a graph, of which vertex 0 is the input.
 
     Attributes:
-        matrix: upper triangular; row i has a 1 in column j where vertex i feeds vertex j. The last vertex is the output.
+        matrix: upper triangular; row i has a 1 in column j where vertex i feeds vertex j. The last one is the output.
         operations: of the vertices between.
         channels: of the output, which the vertices that feed it share out.
     """

@@ -21,8 +21,8 @@ Matrix = tuple[tuple[int, ...], ...]
 class CellMatrix:
     """NAS-Bench-101's cell: an upper triangular adjacency matrix, and the operation of each vertex.
 
-    The first vertex is the input, the last one the output. What no way from input to output passes through is no part of
-    the network, and :meth:`pruned` leaves it out. ``str()`` gives JSON, which :meth:`parse` reads.
+    The first vertex is the input, the last one the output. What no way from input to output passes through is no part
+    of the network, and :meth:`pruned` leaves it out. ``str()`` gives JSON, which :meth:`parse` reads.
 
     >>> cell = CellMatrix(((0, 1, 1), (0, 0, 1), (0, 0, 0)), ("input", "conv3x3-bn-relu", "output"))
     >>> str(cell)

@@ -1,7 +1,7 @@
 """NAS-Bench-1Shot1 (Zela, Siems, Hutter 2020): three spaces of supernets whose cells are cells of NAS-Bench-101.
 
-A cell has nodes 1 to n, the choice blocks, between its input, node 0, and its output. Each node and the output choose their
-parents among the nodes before them, each node one of three primitives.
+A cell has nodes 1 to n, the choice blocks, between its input, node 0, and its output. Each node and the output choose
+their parents among the nodes before them, each node one of three primitives.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def supernet(number: int, channels: int, layers: int, classes: int, image_channe
         )
 
     stages = stacks(channels, layers, cell)
-    width = stages[-1].channels
-    head = Head(classes, projection=width)
+    last = stages[-1]
+    assert isinstance(last, Cell)
+    head = Head(classes, projection=last.channels)
     return Space(f"nasbench1shot1-{number}", image_channels, (*stages, head), _alphas(parents))
 
 

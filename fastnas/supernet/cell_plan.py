@@ -41,7 +41,7 @@ def is_fused(spec: Cell, rectified: Sequence[bool]) -> bool:
     names = {name for edge in spec.edges for name in edge.primitives}
     projects = {source.preprocess for source in spec.inputs}
     known = spec.is_mixed and names <= FUSED
-    unstrided = {"nor_conv_3x3", "noise", *RECTIFIED}
+    unstrided = {"nor_conv_3x3", *RECTIFIED}
     strided = {name for edge in spec.edges if edge.stride > 1 for name in edge.primitives}
     if not known or strided & unstrided:
         return False
@@ -156,12 +156,14 @@ class Preprocessing:
         norms: of the states that come of it, one each.
         table: the convolutions' branches, which count the states as outputs.
         stride: of the convolutions.
+        has_node_size: the output taken as it is has the size of the cell's nodes, not that of its other inputs.
     """
 
     stage: int
     norms: list[int]
     table: list[int]
     stride: int
+    has_node_size: bool = False
 
 
 class CellPlan:
@@ -209,7 +211,7 @@ class CellPlan:
             self._add_preprocessing(source, pre)
         by_target = sorted(range(len(spec.edges)), key=lambda row: spec.edges[row].target)
         self.noise = [row for row in by_target if "noise" in spec.edges[row].primitives]
-        self.preprocessing += [Preprocessing(NONE, [NONE], [], 1)] * len(self.noise)
+        self.preprocessing += [Preprocessing(NONE, [NONE], [], 1, has_node_size=True)] * len(self.noise)
         self.biases: dict[int, int] = {}
         self.groups: list[EdgeGroup] = []
         for state, stride in sorted({(edge.source, edge.stride) for edge in spec.edges}):
@@ -366,7 +368,8 @@ class CellPlan:
         numbers = [spec.channels, self.stride, self._state(spec.states), self.norms, weights, mixing]
         numbers += [*_list(self.affine), len(self.preprocessing)]
         for preprocessing in self.preprocessing:
-            numbers += [*_list(preprocessing.norms), *_list(preprocessing.table)]
+            late = int(preprocessing.has_node_size)
+            numbers += [*_list(preprocessing.norms), *_list(preprocessing.table), late]
         numbers += [*_list([self._state(s) for s in spec.output]), *_list(self.empty), len(self.biases)]
         for norm, offset in self.biases.items():
             numbers += [norm, offset, self._target_of(norm)]

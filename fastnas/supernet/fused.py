@@ -174,7 +174,7 @@ class FusedCell:
 
     def _noise(self, x: Tensor) -> list[Tensor]:
         """Noise of the nodes' size, drawn as the reference does; ``x`` is the cell's first input."""
-        stride = self.plan.preprocessing[0].stride
+        stride = self.plan.preprocessing[0].stride * self.plan.stride
         state = x[:, :1, ::stride, ::stride].expand(-1, self.spec.channels, -1, -1)
         noise = Noise(1)
         return [noise(state) for _ in self.plan.noise]

@@ -53,8 +53,11 @@ class MatrixCellModule(nn.Module):
 
 
 def vertex_channels(spec: MatrixCell) -> list[int]:
-    """Channels of each vertex but the input (0 there): those that feed the output share its channels out, the first ones
-    getting the remainder; the others are as wide as the widest vertex that they feed."""
+    """Channels of each vertex but the input (0 there).
+
+    Those that feed the output share its channels out, the first ones getting the remainder; the others are as wide as
+    the widest vertex that they feed.
+    """
     last = len(spec.matrix) - 1
     channels = [0] * last + [spec.channels]
     feeding = [vertex for vertex in range(1, last) if spec.matrix[vertex][last]]

@@ -71,6 +71,15 @@ class TestAmendedPapersToy:
         # The step is zero at w*: -2a - xi (-2) 4a.
         assert darts(AmendedToy(a), learning_rate=0.1).item() == pytest.approx(-1.2 * a, rel=1e-9)
 
+    def test_a_clipped_darts(self, a):
+        """Off w*, at w = a + 1: dL1/dw = 2 is clipped to 1/2, so w' = w - xi/2, L2 = (2 w - a)^2 there, c = 1/4."""
+        problem, rate = AmendedToy(a), 0.1
+        problem.w.add_(1)
+        v = 4 * (2 * (problem.w.item() - rate / 2) - a)
+        wanted = -v / 2 - rate / 4 * -2 * v
+        assert darts(problem, learning_rate=rate, clip=0.5).item() == pytest.approx(wanted, rel=1e-5)
+        assert problem.w.item() == a + 1
+
     def test_t1_t2(self, a):
         assert t1_t2(AmendedToy(a)).item() == pytest.approx(6 * a, rel=1e-9)
 

@@ -75,8 +75,9 @@ const Cases all("normalised_mixed_sum", [](Run& run) {
   run_case<float>(run, {1, 2, 5, 600, 0, false, true});  // channels, too
   run_case<BFloat16>(run, {1, 13, 3, 520, 1, true, true});
   run_case<float>(run, {1, 2, 5000, 4, 0, false, true});  // shares of the pixels
-  for (const Setting& s : {Setting{2, 5, 63, 16, 0, false, true, true}, Setting{1, 1, 1, 1, 0, false, false, true},
-                           Setting{1, 80, 9, 5, 3, true, true, true}, Setting{1, 3, 700, 520, 0, false, true, true}}) {
+  for (const Setting& s :
+       {Setting{2, 5, 63, 16, 0, false, true, true}, Setting{1, 1, 1, 1, 0, false, false, true},
+        Setting{1, 80, 9, 5, 3, true, true, true}, Setting{1, 3, 700, 520, 0, false, true, true}}) {
     run_case<float>(run, s);
     run_case<BFloat16>(run, s);
   }

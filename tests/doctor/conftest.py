@@ -39,6 +39,8 @@ NATIVE = torch.ops.fastnas
 SABOTAGES = {
     "mixed_sum": (NATIVE, "mixed_sum", _returned, "mixed_sum"),
     "mixed_sum, backward": (NATIVE, "mixed_sum_backward", _returned, "mixed_sum"),
+    "highway_sum": (NATIVE, "highway_sum", _returned, "highway_sum"),
+    "highway_sum, backward": (NATIVE, "highway_sum_backward", _returned, "highway_sum"),
     "normalised_mixed_sum": (NATIVE, "normalised_mixed_sum", _after_scaling(6), "normalised_mixed_sum"),
     "normalised_mixed_sum, backward": (
         NATIVE,

@@ -7,9 +7,11 @@ import pytest
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
+from fastnas.kernels import highway_sum as kernels
 from fastnas.kernels import neumann, virtual_step
 from fastnas.ops import neumann_step_
-from tests.ops import test_neumann, test_virtual_step
+from fastnas.ops.highway_sum import highway_sum
+from tests.ops import test_highway_sum, test_neumann, test_virtual_step
 from tests.ops.settings import as_on_cuda
 
 DTYPES = [torch.float32, torch.float64]
@@ -104,6 +106,42 @@ def test_virtual_step_writes_its_slice_alone_and_reads_rates_on_the_device(dtype
     test_virtual_step.check_rate_on_device(step, dtype)
 
 
+class Highway(torch.autograd.Function):
+    """``highway_sum`` as CUDA tensors reach it."""
+
+    @staticmethod
+    def forward(ctx, *given):
+        ctx.save_for_backward(*given)
+        return as_on_cuda("highway_sum", *given)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return as_on_cuda("highway_sum_backward", grad, *ctx.saved_tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (2, 9, 70), (4, 2, 256)])
+def test_highway_sum_accuracy(shape, dtype):
+    test_highway_sum.check(Highway.apply, *test_highway_sum.make(*shape, dtype))
+
+
+def test_highway_sum_of_nothing_and_of_large_numbers():
+    for mine, theirs in zip(
+        test_highway_sum.value_and_grads(Highway.apply, *test_highway_sum.make(2, 0, 5)),
+        test_highway_sum.value_and_grads(highway_sum, *test_highway_sum.make(2, 0, 5)),
+        strict=True,
+    ):
+        assert torch.equal(mine, theirs)
+    mixing, states, raw, _ = test_highway_sum.make(2, 3, 5, torch.float32, scale=1e4)
+    torch.testing.assert_close(Highway.apply(mixing, states, raw), highway_sum(mixing, states, raw))
+
+
 def test_the_interpreter_is_what_ran():
-    for kernel in (neumann.step_kernel, neumann.root_kernel, virtual_step.step_kernel):
+    for kernel in (
+        neumann.step_kernel,
+        neumann.root_kernel,
+        virtual_step.step_kernel,
+        kernels.forward_kernel,
+        kernels.backward_kernel,
+    ):
         assert isinstance(kernel, InterpretedFunction)

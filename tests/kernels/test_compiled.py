@@ -17,13 +17,19 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from fastnas.kernels import neumann, virtual_step  # noqa: E402
+from fastnas.kernels import highway_sum, neumann, virtual_step  # noqa: E402
 
 CUOBJDUMP = Path(nvidia.__file__).with_name("bin") / "cuobjdump"
 ARCHITECTURES = (80, 90, 100, 120)
 
 # Registers per thread at most, by kernel; no kernel may spill or use the stack.
-REGISTERS = {"neumann": 48, "root": 40, "virtual_step": 48}
+REGISTERS = {
+    "neumann": 48,
+    "root": 40,
+    "virtual_step": 48,
+    "highway_sum fp32": 72,
+    "highway_sum fp64": 80,
+}
 
 NEUMANN = {
     "v": "*T", "series": "*T", "ahead": "*T", "behind": "*T", "norm": "*fp64", "shares": "*fp64",
@@ -33,6 +39,16 @@ ROOT = {"shares": "*fp64", "norm": "*fp64", "count": "i32", "BLOCK": "constexpr"
 VIRTUAL_STEP = {
     "w": "*T", "grad": "*T", "buffer": "*T", "learning_rate": "fp64", "rate": "*fp64", "momentum": "fp64",
     "weight_decay": "fp64", "n": "i32", "DECAYS": "constexpr", "BLOCK": "constexpr",
+}  # fmt: skip
+
+
+HIGHWAY = {
+    "mixing": "*T", "states": "*T", "raw": "*T", "out": "*T", "sources": "i32", "rows": "i32", "units": "i32",
+    "BLOCK": "constexpr",
+}  # fmt: skip
+HIGHWAY_BACKWARD = {
+    "grad": "*T", "mixing": "*T", "states": "*T", "raw": "*T", "states_grad": "*T", "raw_grad": "*T", "shares": "*T",
+    "rows": "i32", "units": "i32", "BLOCK": "constexpr",
 }  # fmt: skip
 
 
@@ -91,6 +107,28 @@ def test_budgets_and_accesses(architecture, tmp_path):
             assert re.search(rf"ld\.global[\w.]*\.{pack}", ptx), what
             assert re.search(rf"st\.global[\w.]*\.{pack}", ptx), what
         assert "atom" not in ptx, what
+
+
+@pytest.mark.parametrize("architecture", (ARCHITECTURES[0], ARCHITECTURES[-1]))
+def test_highway_sum_stays_in_its_budget(architecture, tmp_path):
+    """Its exponentials are the hardware's own in float32, and a row's units need not come in packs."""
+    for dtype, name in ((torch.float32, "fp32"), (torch.float64, "fp64")):
+        block, warps = highway_sum.CONFIGURATIONS[dtype]
+        for kernel, signature in (
+            (highway_sum.forward_kernel, HIGHWAY),
+            (highway_sum.backward_kernel, HIGHWAY_BACKWARD),
+        ):
+            constants = {"BLOCK": block}
+            binary = compiled(kernel, typed(signature, name, constants), constants, warps, architecture)
+            cubin = tmp_path / "kernel.cubin"
+            cubin.write_bytes(binary.asm["cubin"])
+            dump = subprocess.run(
+                [CUOBJDUMP, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+            ).stdout
+            ((registers, stack, local),) = re.findall(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", dump)
+            assert int(registers) <= REGISTERS[f"highway_sum {name}"], (kernel, registers)
+            assert (stack, local) == ("0", "0")
+            assert "atom" not in binary.asm["ptx"]
 
 
 def test_more_elements_than_an_int32_counts():

@@ -58,6 +58,15 @@ def test_a_search_prints_the_genotype_and_where_the_run_is(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-2:] == done.stdout.splitlines()[-2:]
 
 
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_nasbench1shot1_is_searched_and_its_cell_described(number, tmp_path, capsys):
+    out, space = tmp_path / "run", f"--space=nasbench1shot1-{number}"
+    main([*TINY, space, "--epochs=1", f"--out={out}"])
+    assert 'genotype: {"matrix": [[0, 1' in capsys.readouterr().out
+    describe.main([space, f"--genotype={out / 'genotype.json'}", "--dot"])
+    assert 'cell_0 [label="input"]' in capsys.readouterr().out
+
+
 def test_help_groups_the_flags_and_gives_defaults(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as stop:

@@ -23,7 +23,7 @@ SHAPES = [
     ("nasbench201", 6, 2, 3, (9, 11)),
     ("nasbench201", 18, 1, 2, (8, 7)),
     ("s2", 4, 4, 2, (9, 11)),
-    ("robustdarts-s4", 4, 3, 2, (9, 11)),  # noise, in fused cells and in plain ones
+    ("robustdarts-s4", 4, 3, 2, (9, 11)),  # noise
 ]
 SMALL = [SHAPES[0], SHAPES[4]]
 PRODUCTS = ["train_hessian_product", "train_mixed_product", "val_alpha_hessian_product"]
