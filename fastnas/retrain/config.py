@@ -165,6 +165,11 @@ class RetrainConfig(Options):
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
         recipe = recipe_of(options["recipe"]).options
+        if ("bptt" in recipe) != (options["dataset"] in CORPORA):
+            raise FastnasError(
+                f"--recipe {options['recipe']} is for {'text' if 'bptt' in recipe else 'images'}, and "
+                f"{options['dataset']} is not; take another, or leave it out"
+            )
         if (
             options["warm_up_epochs"] is None
             and (options["batch_size"] or recipe["batch_size"]) <= LARGE_BATCH

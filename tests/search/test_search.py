@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_search(tiny):
 
 def test_the_learning_rate_is_the_scheduled_one_of_the_epoch():
     """As torch's cosine schedule gives it, stepped after every epoch."""
-    config = OptimiserConfig(epochs=7)
+    config = OptimiserConfig(epochs=7, learning_rate=0.025, learning_rate_min=0.001)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 7, eta_min=config.learning_rate_min)
     for epoch in range(1, 8):
