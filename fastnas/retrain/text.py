@@ -36,7 +36,7 @@ class TextTrainer:
 
     The learning rate stays what it is, times a window's length over ``bptt``. From the epoch on in which the validation
     loss is above the lowest of all but the last ``patience`` epochs, the network that is tested is the mean of the
-    weights after each step since then. The weights of the epoch with the lowest validation loss are those of the result.
+    weights after each step since then. The result is that of the weights with the lowest validation loss.
     """
 
     unit = "word"

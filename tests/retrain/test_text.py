@@ -58,7 +58,8 @@ def test_the_command_line_and_its_result(tmp_path, capsys):
     main(f"--genotype DARTS_V2 --dataset ptb --data {data} --out {out}".split() + sizes)
     result = json.loads((out / "result.json").read_text())
     assert result["parameters"] == 13 * 6 + 13 + 12 * 12 + 8 * 6 * 12
-    assert result["space"] == "recurrent" and result["test_perplexity"] == math.exp(result["test_loss"])
+    assert result["space"] == "recurrent"
+    assert result["test_perplexity"] == math.exp(result["test_loss"])
     assert 1 < result["test_perplexity"] < 100
     assert read_genotype(None, out) == read_genotype("recurrent", "DARTS_V2")
     assert "test perplexity" in capsys.readouterr().out
@@ -118,7 +119,8 @@ def test_windows_cover_the_text_in_lengths_about_bptt():
     begins, lengths = zip(*windows, strict=True)
     assert all(b + n == c for (b, n), c in zip(windows, begins[1:], strict=False))
     assert begins[-1] + lengths[-1] >= 14_522
-    assert min(lengths) >= 5 and max(lengths) <= 55
+    assert min(lengths) >= 5
+    assert max(lengths) <= 55
     mean = sum(lengths) / len(lengths)
     assert abs(mean - (0.95 * 35 + 0.05 * 17.5)) < 1.5  # some 420 windows: a standard error of 0.3
     assert windows == list(window_lengths(14_524, 35, seed=0, epoch=1))

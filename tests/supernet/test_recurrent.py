@@ -166,7 +166,9 @@ def test_hypergradients_leave_no_trace(name):
     before = [t.clone() for t in (net.weights.flat, net.alphas.flat, net.running.flat, torch.get_rng_state())]
     grad = METHODS[name].hypergradient(problem, settings)
     after = [net.weights.flat, net.alphas.flat, net.running.flat, torch.get_rng_state()]
-    assert grad.shape == (180,) and grad.isfinite().all() and grad.abs().max() > 0
+    assert grad.shape == (180,)
+    assert grad.isfinite().all()
+    assert grad.abs().max() > 0
     moves = {0} if METHODS[name].moves_weights else set()
     assert all(
         torch.equal(a, b) for i, (a, b) in enumerate(zip(before, after, strict=True)) if i not in moves
@@ -219,7 +221,8 @@ def test_hidden_states_are_carried_along(method):
     assert len(begins) == 2  # zeros, and what the first of the two batches left
     assert step.states["train"].any()
     step.begin_epoch()
-    assert not step.states["train"].any() and not step.states["val"].any()
+    assert not step.states["train"].any()
+    assert not step.states["val"].any()
     copy.deepcopy(step)  # nothing in it hangs on a graph
 
 
