@@ -13,11 +13,11 @@ inline constexpr int64_t kActivations = 4;
 
 // Numbers are elements of `dtype`; all arrays are contiguous.
 struct Params {
-  const void* mixing;     // (sources, kActivations)
-  const void* states;     // (sources, rows, units)
-  const void* raw;        // (sources, rows, 2 units), each row the gates, then the values h
-  void* out;              // forward: (rows, units)
-  const void* grad;       // backward: (rows, units), and the three below, like what they are gradients of
+  const void* mixing;  // (sources, kActivations)
+  const void* states;  // (sources, rows, units)
+  const void* raw;     // (sources, rows, 2 units), each row the gates, then the values h
+  void* out;           // forward: (rows, units)
+  const void* grad;    // backward: (rows, units), and the three below, like what they are gradients of
   void* mixing_grad;
   void* states_grad;
   void* raw_grad;

@@ -31,8 +31,7 @@ void backward_rows(const Params& p, int64_t begin, int64_t end, double* sums) {
 
 template <class T>
 void forward(const Params& p) {
-  for_each_chunk(p.rows, kRows,
-                 [&](int64_t, int64_t begin, int64_t end) { forward_rows<T>(p, begin, end); });
+  for_each_chunk(p.rows, kRows, [&](int64_t, int64_t begin, int64_t end) { forward_rows<T>(p, begin, end); });
 }
 
 template <class T>

@@ -91,8 +91,7 @@ void forward_rows(const Params& p, int64_t begin, int64_t end) {
         const Vec<T> state =
             load_some(static_cast<const T*>(p.states) + j * plane + row * p.units + i, count);
         const Unit<T> u = unit_of<T>(load_some(raw, count), load_some(raw + p.units, count));
-        const Vec<T> mixed =
-            mix[0] * u.tanh + mix[1] * u.relu + mix[2] * u.sigmoid + mix[3] * u.value;
+        const Vec<T> mixed = mix[0] * u.tanh + mix[1] * u.relu + mix[2] * u.sigmoid + mix[3] * u.value;
         const T total = (mix[0] + mix[1]) + (mix[2] + mix[3]);
         sum += total * state + u.gate * (mixed - total * state);
       }
@@ -100,8 +99,8 @@ void forward_rows(const Params& p, int64_t begin, int64_t end) {
     }
 }
 
-// With a = sum_k p_jk f_k(h): d s = g P (1 - c), d gate = g (a - P s) c (1 - c), d h = g c sum_k p_jk f_k'(h),
-// and d p_jk = sum g (s + c (f_k(h) - s)), whose share of these rows is added to `sums`.
+// With a = sum_k p_jk f_k(h): d s = g P (1 - c), d gate = g (a - P s) c (1 - c), d h = g c sum_k p_jk
+// f_k'(h), and d p_jk = sum g (s + c (f_k(h) - s)), whose share of these rows is added to `sums`.
 template <class T>
 void backward_rows(const Params& p, int64_t begin, int64_t end, double* sums) {
   const int64_t lanes = kLanes<T>, plane = p.rows * p.units;
@@ -119,8 +118,7 @@ void backward_rows(const Params& p, int64_t begin, int64_t end, double* sums) {
         const Vec<T> s = load_some(static_cast<const T*>(p.states) + at + i, count);
         const Unit<T> u = unit_of<T>(load_some(raw, count), load_some(raw + p.units, count));
         const Vec<T> zero = {}, one = zero + 1, closed = one - u.gate, through = g * u.gate;
-        const Vec<T> mixed =
-            mix[0] * u.tanh + mix[1] * u.relu + mix[2] * u.sigmoid + mix[3] * u.value;
+        const Vec<T> mixed = mix[0] * u.tanh + mix[1] * u.relu + mix[2] * u.sigmoid + mix[3] * u.value;
         const Vec<T> slope = mix[0] * (one - u.tanh * u.tanh) + select(u.value > zero, zero + mix[1], zero) +
                              mix[2] * (u.sigmoid * (one - u.sigmoid)) + mix[3];
         store_some(static_cast<T*>(p.states_grad) + at + i, total * (g * closed), count);

@@ -22,9 +22,9 @@ def highway_sum(mixing: Tensor, states: Tensor, raw: Tensor) -> Tensor:
 
         out = sum_j sum_k mixing[j, k] (s_j + c_j (f_k(h_j) - s_j)),    f = tanh, relu, sigmoid, identity
 
-    with s_j = states[j] and (sigmoid^-1(c_j), h_j) the halves of raw[j] (Liu et al. 2019, section 3.1; the update is that
-    of recurrent highway networks, Zilly et al. 2017). Sums over elements are accumulated in a fixed order: the same bits
-    for every number of threads. Differentiable once. On CUDA it runs in Triton, without Triton in plain PyTorch.
+    with s_j = states[j] and (sigmoid^-1(c_j), h_j) the halves of raw[j] (Liu et al. 2019, section 3.1; the update is
+    that of recurrent highway networks, Zilly et al. 2017). Sums over elements have a fixed order: the same bits for
+    every number of threads. Differentiable once. On CUDA it runs in Triton, without Triton in plain PyTorch.
 
     Args:
         mixing: (S, 4), S >= 1.

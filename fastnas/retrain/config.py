@@ -11,9 +11,9 @@ import torch
 
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.retrain.recipes import recipe_of, usual_recipe
-from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.recipes import recipe_of, usual_recipe
+from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
 from fastnas.spaces import CellSequence, family, find_genotype
 
@@ -165,6 +165,11 @@ class RetrainConfig(Options):
         if options["recipe"] is None:
             options["recipe"] = usual_recipe(options["space"], options["dataset"])
         recipe = recipe_of(options["recipe"]).options
+        if ("bptt" in recipe) != (options["dataset"] in CORPORA):
+            raise FastnasError(
+                f"--recipe {options['recipe']} is for {'text' if 'bptt' in recipe else 'images'}, and "
+                f"{options['dataset']} is not; take another, or leave it out"
+            )
         if (
             options["warm_up_epochs"] is None
             and (options["batch_size"] or recipe["batch_size"]) <= LARGE_BATCH

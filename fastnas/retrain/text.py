@@ -36,7 +36,7 @@ class TextTrainer:
 
     The learning rate stays what it is, times a window's length over ``bptt``. From the epoch on in which the validation
     loss is above the lowest of all but the last ``patience`` epochs, the network that is tested is the mean of the
-    weights after each step since then. The weights of the epoch with the lowest validation loss are the result.
+    weights after each step since then. The result is that of the weights with the lowest validation loss.
     """
 
     unit = "word"
@@ -222,7 +222,7 @@ class TextTrainer:
 
 
 def window_lengths(rows: int, bptt: int, seed: int, epoch: int) -> Iterator[tuple[int, int]]:
-    """Begin and length of an epoch's windows over ``rows`` of text: about ``bptt`` words, or half, one time in 20.
+    """Begin and length of an epoch's windows over ``rows`` of text: about ``bptt`` words, one time in 20 half of it.
 
     Normal with a standard deviation of 5, at least 5 and at most bptt + 20 words (Merity et al. 2018, section 5); a
     function of seed and epoch alone. The last one may be longer than what is left.

@@ -19,7 +19,7 @@ EVALUATION_STREAMS = 10
 
 
 class TextTask:
-    """Windows of the training text for the weights, of the validation text for alpha; a ``fastnas.search.task.Task``."""
+    """Windows of the training text for the weights, of the validation text for alpha (a ``search.task.Task``)."""
 
     unit, bar_unit = "words", "word"
 

@@ -134,6 +134,7 @@ def test_windows_cover_the_text_in_lengths_about_bptt():
             {"space": "darts"},
             "a genotype of space darts reads images, and ptb is text; take another --dataset",
         ),
+        ({"recipe": "cifar"}, "--recipe cifar is for images, and ptb is not; take another, or leave it out"),
         ({"channels": 8}, "--channels is about images, and space recurrent reads text: leave it out"),
         ({"genotype": "NASNet"}, "genotype NASNet is one of the space darts; it does not fit recurrent"),
         ({"compile": "on"}, "--compile on is for images"),

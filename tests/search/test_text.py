@@ -51,7 +51,9 @@ def test_the_command_line(tmp_path, capsys):
     ]
     main(f"--space recurrent --dataset ptb --data {data} --method darts --out {out}".split() + sizes)
     printed = capsys.readouterr().out
-    assert "val loss" in printed and "perplexity" in printed and "Genotype(recurrent=[" in printed
+    assert "val loss" in printed
+    assert "perplexity" in printed
+    assert "Genotype(recurrent=[" in printed
     assert len(read_genotype(None, out).recurrent) == 8
 
 
