@@ -22,7 +22,7 @@ from tests.cuda_on_host import sanitizer_flags
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_on_host"
 LEFT_OUT = ("module.cpp", "_cpu.cpp", "capability.cpp")
-IN_TRITON = ("neumann", "virtual_step")  # folders of csrc whose bindings are of the CPU alone
+IN_TRITON = ("highway_sum", "neumann", "virtual_step")  # folders of csrc whose bindings are of the CPU alone
 
 
 def sources() -> list[Path]:
