@@ -1,6 +1,7 @@
 """Recurrent networks: against numpy, one executor against the other, masks, and the hypergradients' invariants."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_the_executors_agree():
         net, (words, hidden, targets) = make(supernet(3, words=5, dropout=SOME), backend), batch()
         torch.manual_seed(3)
         logits = net(words, hidden)
-        penalty = net.penalty()
+        penalty = net.penalty(targets)
         loss = torch.nn.functional.cross_entropy(logits, targets) + penalty
         results.append([logits.detach(), penalty.detach(), *gradients(loss, net.weights, net.alphas)])
         results[-1] += [net.running.flat]
@@ -114,15 +115,15 @@ def test_the_executors_agree():
 
 def test_slowness_is_the_mean_square_of_steps():
     net = make(network(GENOTYPE, 3, words=5, dropout=NONE, slowness=0.5))
-    words, hidden, _ = batch()
+    words, hidden, targets = batch()
     outputs = [hidden]
     for row in words.split(1):
         outputs.append(torch.from_numpy(by_hand(net, row, outputs[-1])[1]))
-    steps = torch.stack([after - before for before, after in zip(outputs[1:-1], outputs[2:], strict=True)])
+    steps = torch.stack([after - before for before, after in itertools.pairwise(outputs)])
     net(words, hidden)
-    torch.testing.assert_close(net.penalty().detach(), 0.5 * steps.square().mean())
+    torch.testing.assert_close(net.penalty(targets).detach(), 0.5 * steps.square().mean())
     net.eval()(words, hidden)
-    assert net.penalty() is None
+    assert net.penalty(targets) is None
 
 
 def test_one_mask_for_all_time_steps(monkeypatch):
