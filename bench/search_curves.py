@@ -26,8 +26,8 @@ from fastnas.spaces import CellString
 from fastnas.tables.nasbench201 import Nasbench201Row, Nasbench201Table
 from fastnas.tables.standing import DATASETS
 
-DESCRIPTION = """What searches on NAS-Bench-201 found: a table in Markdown, mean and standard deviation over the seeds, and by
---svg a picture of every epoch's cell, its accuracy being that of the benchmark's training."""
+DESCRIPTION = """What searches on NAS-Bench-201 found: a table in Markdown, mean and standard deviation over the seeds,
+and by --svg a picture of every epoch's cell, its accuracy being that of the benchmark's training."""
 # Colours that the colour-blind tell apart; dashes say it again.
 STYLES = [("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#cc79a7", ":")]
 MAY_DIFFER = {"method", "seed", "inner_steps", "out", "resume", "table", "threads", "device", "graphs"}

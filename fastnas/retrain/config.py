@@ -11,9 +11,9 @@ import torch
 
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.retrain.recipes import recipe_of, usual_recipe
-from fastnas.retrain.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.recipes import recipe_of, usual_recipe
+from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
 from fastnas.spaces import CellSequence, family, find_genotype
 

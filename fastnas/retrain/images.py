@@ -17,11 +17,11 @@ from fastnas._measure import peak_memory
 from fastnas.data.batches import Batch
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
-from fastnas.retrain.schedule import drop_path, learning_rate
 from fastnas.retrain.sources import source_of
 from fastnas.runs.checkpoint import put_back
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
+from fastnas.runs.schedule import drop_path, learning_rate
 from fastnas.spaces import Space, make_network, with_auxiliary, with_imagenet_stem
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow

@@ -13,8 +13,8 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.retrain.recipes import recipe_of, usual_recipe
 from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.text import (
     OF_TEXT,
     TEXT_BOUNDS,

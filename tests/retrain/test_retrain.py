@@ -17,9 +17,9 @@ from fastnas.describe import describe
 from fastnas.retrain import RetrainConfig, retrain, sources
 from fastnas.retrain.config import RetrainTextConfig
 from fastnas.retrain.images import ImageTrainer, network_of
-from fastnas.retrain.recipes import RECIPES
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
+from fastnas.runs.recipes import RECIPES
 from fastnas.spaces import CellSequence, find_genotype
 from fastnas.supernet import build_supernet
 from tests.retrain.conftest import TINY

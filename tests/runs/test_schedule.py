@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastnas.retrain.schedule import drop_path, learning_rate
+from fastnas.runs.schedule import drop_path, learning_rate
 
 
 @pytest.mark.parametrize(("schedule", "steps"), [("cosine", 1), ("cosine-steps", 3)])
