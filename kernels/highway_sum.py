@@ -1,8 +1,8 @@
 """A recurrent supernet's node and its gradients (``fastnas.ops.highway_sum``), each in one pass over memory.
 
 Roofline, for S sources of n = B units elements of s bytes: forward reads 3 S n s and writes n s, backward reads
-4 S n s, grad once a source, and writes 3 S n s; two exponentials an element and direction. For 8 sources of 256 x 300 float32
-7.7 MB and 17.2 MB: bound by memory.
+4 S n s, grad once a source, and writes 3 S n s; two exponentials an element and direction. For 8 sources
+of 256 x 300 float32 7.7 MB and 17.2 MB: bound by memory.
 
 Where a sum over elements is wanted, a program leaves its block's share: the order is a function of sizes alone, and
 there are no atomics.

@@ -109,7 +109,7 @@ def test_budgets_and_accesses(architecture, tmp_path):
         assert "atom" not in ptx, what
 
 
-@pytest.mark.parametrize("architecture", (ARCHITECTURES[0], ARCHITECTURES[-1]))
+@pytest.mark.parametrize("architecture", [ARCHITECTURES[0], ARCHITECTURES[-1]])
 def test_highway_sum_stays_in_its_budget(architecture, tmp_path):
     """Its exponentials are the hardware's own in float32, and a row's units need not come in packs."""
     for dtype, name in ((torch.float32, "fp32"), (torch.float64, "fp64")):

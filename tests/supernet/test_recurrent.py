@@ -1,8 +1,8 @@
 """Recurrent networks: against numpy, one executor against the other, masks, and the hypergradients' invariants."""
 
 import copy
+import itertools
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -119,7 +119,7 @@ def test_slowness_is_the_mean_square_of_steps():
     outputs = [hidden]
     for row in words.split(1):
         outputs.append(torch.from_numpy(by_hand(net, row, outputs[-1])[1]))
-    steps = torch.stack([after - before for before, after in pairwise(outputs[1:])])
+    steps = torch.stack([after - before for before, after in itertools.pairwise(outputs[1:])])
     net(words, hidden)
     torch.testing.assert_close(net.penalty(targets).detach(), 0.5 * steps.square().mean())
     net.eval()(words, hidden)
