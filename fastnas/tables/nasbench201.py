@@ -151,6 +151,10 @@ class Nasbench201Table:
         index = arch if isinstance(arch, int) else self.index(arch)
         return Nasbench201Row(index, self.arch(index), {data: self._result(data, index) for data in DATASETS})
 
+    def accuracies(self, dataset: str = "cifar10", split: str = "val") -> np.ndarray:
+        """(15625,) of all cells by their number, in percent, after 200 epochs."""
+        return self._columns[f"{dataset}_{split}200"].copy()
+
     def top(self, count: int, dataset: str = "cifar10", split: str = "val") -> list[Nasbench201Row]:
         """The ``count`` best cells by the accuracy on ``split`` of ``dataset`` after 200 epochs, best first."""
         return [self.row(index) for index in self._rankings[dataset, split].top(count)]

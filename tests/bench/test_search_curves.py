@@ -70,7 +70,7 @@ def test_the_table_and_the_picture(run, table, tmp_path, capsys):
     assert idarts == "| idarts | 1 |" + " 0.00 |" * 6 + " 100.00 | 15,625 | 25.00 |"
     picture = (tmp_path / "curves.svg").read_text()
     assert picture.startswith("<?xml")
-    for text in ("darts, mean of 2", "idarts, mean of 1"):
+    for text in ("darts, median of 2", "idarts, median of 1"):
         assert f"<!-- {text} -->" in picture
 
 
