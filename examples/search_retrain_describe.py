@@ -6,12 +6,11 @@ the retraining, which draws them in the same order, trains on the same and tests
 
     python -m fastnas.search   --images 1437 --out runs/found
     python -m fastnas.retrain  --genotype runs/found --out runs/trained
-    python -m fastnas.describe --genotype runs/trained --channels 8 --layers 3 --image-channels 1 --image-size 8
+    python -m fastnas.describe --genotype runs/trained
 """
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     print(f"found {found.genotype}\n2. retrain", flush=True)
     trained = fastnas.retrain(
-        genotype=str(found.out),
+        genotype=found.out,
         epochs=config.retrain_epochs,
         seed=config.seed,
         device=config.device,
@@ -72,11 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         progress=config.progress,
     )
     print("3. describe", flush=True)
-    network = trained.config.network
-    flags = (
-        f"--genotype {shlex.quote(str(trained.out))} --channels {network.channels} --layers {network.layers} "
-    )
-    describe.main(shlex.split(f"{flags} --image-channels 1 --image-size 8"))
+    describe.main(["--genotype", str(trained.out)])
     result = trained.result
     print(
         f"{result['parameters']:,} parameters, {result['multiply_adds']:,} multiply-adds, "

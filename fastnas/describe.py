@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -139,16 +140,17 @@ class DescribeConfig:
     primitives: tuple[str, ...] | None = None
     """Of every edge of the supernet, for spaces that leave them open (s2); None: the paper's."""
     channels: int | None = None
-    """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network."""
+    """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network. A
+    retraining's folder says all of its network's sizes."""
     layers: int | None = None
     """Number of cells (nasbench201: N, cells in each of the three stages); None: the papers'."""
     genotype: Annotated[str | None, Doc(_GENOTYPE_HELP)] = None
     classes: int | None = None
     """Outputs of the classifier (recurrent: words); None: 10, or 10,000 words."""
-    image_size: int = 32
-    """Side of the images, in pixels."""
-    image_channels: int = 3
-    """Channels of the images."""
+    image_size: int | None = None
+    """Side of the images, in pixels; None: 32."""
+    image_channels: int | None = None
+    """Channels of the images; None: 3."""
     json: bool = False
     """Print JSON."""
     dot: bool = False
@@ -171,17 +173,26 @@ def main(arguments: list[str] | None = None) -> None:
             raise FastnasError("--dot draws a genotype: name one with --genotype")
         print(to_dot(find_genotype(config.genotype, config.space).genotype))
         return
-    found = describe(_space(config), config.image_size)
+    found = describe(*_network(config))
     print(json.dumps(asdict(found), indent=2) if config.json else _table(found))
 
 
-def _space(config: DescribeConfig) -> Space:
-    sizes: dict[str, Any] = {
-        "channels": config.channels,
-        "layers": config.layers,
-        "classes": config.classes,
-        "image_channels": config.image_channels,
-    }
+def _network(config: DescribeConfig) -> tuple[Space, int | tuple[int, int]]:
+    """What is to be described, and the size of its images."""
+    sizes: dict[str, Any] = {"channels": config.channels, "layers": config.layers, "classes": config.classes}
+    given = [*sizes.values(), config.image_channels, config.image_size, config.space, config.primitives]
+    if config.genotype is not None and given == [None] * len(given):
+        from fastnas.retrain.network import trained_network
+
+        trained = trained_network(Path(config.genotype))
+        if trained is not None:
+            return trained
+    sizes["image_channels"] = 3 if config.image_channels is None else config.image_channels
+    size = 32 if config.image_size is None else config.image_size
+    return _space(config, sizes), size
+
+
+def _space(config: DescribeConfig, sizes: dict[str, Any]) -> Space:
     if config.genotype is None:
         return make_space(config.space or "darts", primitives=config.primitives, **sizes)
     if config.primitives is not None:

@@ -27,7 +27,7 @@ NO_TEST_SET = ("digits", "folder", "npz")
 class NetworkConfig:
     """What is trained."""
 
-    genotype: str | None = None
+    genotype: str | Path | None = None
     """The folder of a search or a retraining, a file, a published name (DARTS_V1, DARTS_V2, NASNet, AmoebaNet) or the
     genotype itself."""
     space: str | None = None
@@ -59,7 +59,7 @@ class DataConfig:
     test_portion: float = 0.2
     """Share of the images that are held out where there is no test set (digits, folder, npz), drawn by the seed."""
     images: int | None = None
-    """Use only so many training images; None: all."""
+    """Use only so many images; where a part is held out for the test, it is a part of these. None: all."""
     image_size: int | None = None
     """Resize and crop an image folder to squares of so many pixels; None: as they are, or 224 for imagenet."""
     batch_size: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ RETRAIN = Kind("fastnas-retrain-1", "retraining")
 class RetrainFolder(Folder):
     """Files of one retraining under ``path``. One process at a time works in it: it holds a lock to its end.
 
-    config.json              the full configuration and the versions
+    config.json              the full configuration, the versions, and what the data say of the network
     genotype.json            what is trained
     metrics.jsonl            one row an epoch
     checkpoint.safetensors   the newest state; replaced whole
@@ -59,13 +60,13 @@ class RetrainFolder(Folder):
         """Where the result lies, once there is one."""
         return self.path / "result.json"
 
-    def start(self, config: RetrainConfig, genotype: AnyGenotype) -> None:
-        """Makes the folder and writes config.json and the genotype.
+    def start(self, config: RetrainConfig, genotype: AnyGenotype, reads: Mapping[str, Any]) -> None:
+        """Makes the folder and writes config.json, with ``Trainer.reads`` in it, and the genotype.
 
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
-        self.make(config)
+        self.make(config, {"reads": dict(reads)})
         write_atomically(self.genotype_file, json.dumps(genotype.to_json(), indent=2) + "\n")
 
     def restore(self, trainer: Trainer, config: RetrainConfig) -> tuple[int, list[dict[str, Any]]]:

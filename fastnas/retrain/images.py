@@ -17,12 +17,12 @@ from fastnas._measure import peak_memory
 from fastnas.data.batches import Batch
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
+from fastnas.retrain.network import network_of
 from fastnas.retrain.sources import source_of
 from fastnas.runs.checkpoint import put_back
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.schedule import drop_path, learning_rate
-from fastnas.spaces import Space, make_network, with_auxiliary, with_imagenet_stem
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow
 
@@ -45,6 +45,11 @@ class ImageTrainer:
         self.source = source_of(config, device)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
         self.size = self.source.train_images
+        self.reads: dict[str, Any] = {
+            "classes": self.source.classes,
+            "image_channels": self.source.channels,
+            "image_size": self.source.size,
+        }
         described = describe(self.space, self.source.size)
         self.parameters, self.macs = described.parameters, described.macs
         if self.space.auxiliary is not None:
@@ -205,24 +210,6 @@ def _check_batches(images: int, batch_size: int) -> None:
             f"--batch-size {batch_size} leaves one of the {images} training images for a batch of its own, and batch "
             "normalisation needs two; choose another size"
         )
-
-
-def network_of(config: RetrainConfig, genotype: AnyGenotype, classes: int, image_channels: int) -> Space:
-    """The network that a resolved configuration trains, as data."""
-    network, imagenet = config.network, config.images.dataset == "imagenet"
-    space = make_network(
-        config.space,
-        genotype,
-        channels=network.channels,
-        layers=network.layers,
-        classes=classes,
-        image_channels=image_channels,
-    )
-    if imagenet:
-        space = with_imagenet_stem(space)
-    if network.auxiliary:
-        space = with_auxiliary(space, 2 if imagenet else 3, normalise_last=not imagenet)
-    return space
 
 
 def compiled_heads(net: Supernet, config: RetrainConfig, device: torch.device) -> Heads:

@@ -65,7 +65,7 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         done: int = 0
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            folder.start(config, genotype)
+            folder.start(config, genotype, trainer.reads)
         else:
             done, rows = folder.restore(trainer, config)
         try:

@@ -68,6 +68,7 @@ class TextTrainer:
             dropout=text.rates,
             slowness=filled(text.slowness),
         )
+        self.reads: dict[str, Any] = {"words": len(corpus.words)}
         described = describe(space)
         self.parameters, self.macs = described.parameters, described.macs
         torch.manual_seed(run.seed)

@@ -19,12 +19,14 @@ class Trainer(Protocol):
         size: units of one epoch, for the progress bar.
         unit: what they are called there.
         parameters: weights of the network as the papers count them.
+        reads: what the data say of the network: classes, image_channels and image_size (height, width), or words.
     """
 
     device: torch.device
     size: int
     unit: str
     parameters: int
+    reads: dict[str, Any]
 
     def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1) and a test after it; its row of metrics, plain values.

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from fastnas.errors import FastnasError
 
@@ -41,6 +41,7 @@ class Graph(NamedTuple):
     edges: tuple[tuple[int, int, str], ...]
 
 
+@runtime_checkable
 class AnyGenotype(Protocol):
     """What every space's genotype can do; ``str()`` gives its text format."""
 

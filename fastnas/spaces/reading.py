@@ -56,6 +56,8 @@ def _published(known: Family, name: str, wanted: Family | None) -> FoundGenotype
 
 def _text(source: str | Path, wanted: Family | None) -> str:
     """What is to be parsed: a file's content, or the source itself if it looks like a genotype."""
+    if not str(source).strip():
+        raise FastnasError("genotype: the text is empty; name a run's folder, a file or a published genotype")
     path = Path(source)
     if _is(path.is_dir):
         path = path / "genotype.json"
@@ -66,7 +68,8 @@ def _text(source: str | Path, wanted: Family | None) -> str:
     if not _is(path.is_file):
         if set(str(source)) & set("({|"):
             return str(source)
-        names = [name for known in SPACES.values() if wanted in (None, known) for name in known.published]
+        of = [known.published for known in SPACES.values() if wanted in (None, known)]
+        names = list(dict.fromkeys(name for published in of for name in published))
         known_names = f"the names known here are {', '.join(names)}" if names else "no names are known"
         of_space = "" if wanted is None else f"for space {wanted.name} "
         raise FastnasError(
@@ -92,8 +95,26 @@ def _parsed_as(wanted: Family, text: str) -> FoundGenotype:
 def _parsed(text: str) -> FoundGenotype:
     found = _named(text) or _first_that_fits(text)
     if found is None:
-        raise FastnasError(f"this is a genotype of none of the spaces {', '.join(SPACES)}")
+        raise FastnasError(_why_none(text))
     return FoundGenotype(found.name, found.genotype.parse(text))
+
+
+def _why_none(text: str) -> str:
+    """What is wrong with a text that no space reads: by the format that it looks like, if it looks like one."""
+    signs = {
+        "|": "nasbench201",
+        "recurrent=": "recurrent",
+        "normal=": "darts",
+        '"matrix"': "nasbench1shot1-1",
+    }
+    signs |= {'"normal"': "darts", '"recurrent"': "recurrent", '"arch"': "nasbench201"}
+    for sign, name in signs.items():
+        if sign in text:
+            try:
+                SPACES[name].genotype.parse(text)
+            except FastnasError as error:
+                return str(error)
+    return f"{text[:60]!r} is a genotype of none of the spaces {', '.join(SPACES)}"
 
 
 def _named(text: str) -> Family | None:

@@ -30,8 +30,8 @@ class Archive:
             raise FastnasError(f"table {path}: no such file") from None
         except Exception as error:
             raise FastnasError(
-                f"table {path}: not a readable .npz file ({type(error).__name__}: {error}); an official benchmark "
-                "file becomes one by python -m fastnas.tables convert"
+                f"table {path}: not a readable .npz file, it may be cut short ({type(error).__name__}: {error}); an "
+                "official benchmark file becomes one by python -m fastnas.tables convert"
             ) from None
 
     def __enter__(self) -> Archive:

@@ -128,7 +128,13 @@ class Nasbench201Table:
         write_arrays(path, arrays | dict(self._columns))
 
     def arch(self, index: int) -> CellString:
-        """The cell of number ``index``."""
+        """The cell of number ``index``.
+
+        Raises:
+            FastnasError: there is no such cell.
+        """
+        if not 0 <= index < CELLS:
+            raise FastnasError(f"NAS-Bench-201 has the cells 0 to {CELLS - 1}, got {index}")
         return CellString(tuple(NASBENCH201_PRIMITIVES[op] for op in self._ops[index]))
 
     def index(self, arch: CellString | str) -> int:
@@ -146,8 +152,6 @@ class Nasbench201Table:
         Raises:
             FastnasError: there is no such cell.
         """
-        if isinstance(arch, int) and not 0 <= arch < CELLS:
-            raise FastnasError(f"NAS-Bench-201 has the cells 0 to {CELLS - 1}, got {arch}")
         index = arch if isinstance(arch, int) else self.index(arch)
         return Nasbench201Row(index, self.arch(index), {data: self._result(data, index) for data in DATASETS})
 

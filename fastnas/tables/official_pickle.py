@@ -154,7 +154,8 @@ def stream_dict(
         raise FastnasError(f"{path}: no such file") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
         raise FastnasError(
-            f"{path}: not a readable benchmark file ({type(error).__name__}: {error})"
+            f"{path}: not a readable benchmark file, it may be cut short or something else altogether "
+            f"({type(error).__name__}: {error})"
         ) from None
     if not isinstance(content, dict):
         raise FastnasError(f"{path}: expected a dictionary, found a {type(content).__name__}")

@@ -127,7 +127,9 @@ def test_highway_sum_stays_in_its_budget(architecture, tmp_path):
             ).stdout
             ((registers, stack, local),) = re.findall(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", dump)
             assert int(registers) <= REGISTERS[f"highway_sum {name}"], (kernel, registers)
-            assert (stack, local) == ("0", "0")
+            # Triton 3.9 keeps 8 bytes for the float64 exponential on sm_120, 3.6 none; neither reads or writes them.
+            assert int(stack) <= (8 if dtype == torch.float64 else 0)
+            assert local == "0"
             assert "atom" not in binary.asm["ptx"]
 
 

@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+import fastnas
 from fastnas import describe
 from fastnas.retrain.__main__ import main
+from fastnas.spaces import read_genotype
 
 TINY = [
     "--genotype=DARTS_V2", "--channels=2", "--layers=1", "--images=60", "--batch-size=20", "--epochs=1",
@@ -25,8 +27,28 @@ def test_it_trains_resumes_and_its_folder_can_be_described(tmp_path, capsys):
     assert f"run: {out}" in shown
     main([f"--out={out}", "--resume"])
     assert "epoch 1/1" not in capsys.readouterr().out
-    describe.main([f"--genotype={out}", "--channels=2", "--layers=1", "--image-channels=1", "--json"])
-    assert json.loads(capsys.readouterr().out)["parameters"] == result["parameters"]
+    describe.main([f"--genotype={out}", "--json"])
+    described = json.loads(capsys.readouterr().out)
+    assert (described["parameters"], described["macs"]) == (result["parameters"], result["multiply_adds"])
+    describe.main([f"--genotype={out}", "--channels=4", "--json"])  # what is given counts
+    assert json.loads(capsys.readouterr().out)["parameters"] > 100 * result["parameters"]
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "reads": {"classes": 10}}))
+    with pytest.raises(SystemExit):
+        describe.main([f"--genotype={out}"])
+    assert "config.json does not say what the network reads" in capsys.readouterr().err
+
+
+def test_what_a_search_returns_is_taken_as_it_is(tmp_path):
+    out = tmp_path / "run"
+    options = {"channels": 2, "layers": 1, "images": 60, "batch_size": 20, "epochs": 1, "device": "cpu"}
+    genotype = read_genotype("darts", "DARTS_V2")
+    first = fastnas.retrain(genotype=genotype, space="darts", out=out, **options)
+    assert (
+        fastnas.retrain(genotype=out, out=tmp_path / "again", **options).genotype
+        == first.genotype
+        == genotype
+    )
 
 
 def test_describe_is_not_imported_with_the_package():

@@ -16,7 +16,8 @@ from fastnas.data import load_dataset
 from fastnas.describe import describe
 from fastnas.retrain import RetrainConfig, retrain, sources
 from fastnas.retrain.config import RetrainTextConfig
-from fastnas.retrain.images import ImageTrainer, network_of
+from fastnas.retrain.images import ImageTrainer
+from fastnas.retrain.network import network_of
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.recipes import RECIPES
@@ -86,6 +87,15 @@ def test_a_retraining_repeats_to_the_bit(tiny, tmp_path):
     assert timeless(tiny(out=tmp_path / "c", seed=1).metrics) != timeless(first.metrics)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C counts, as on a terminal: a process in the background may have been started to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_resumed_retraining_ends_as_if_it_had_never_stopped(tiny, tmp_path, monkeypatch):
     whole = tiny(out=tmp_path / "whole", epochs=3)
     step, steps = ImageTrainer.step, []
