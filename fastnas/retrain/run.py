@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from fastnas._devices import named_device
 from fastnas._version import __version__
-from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
@@ -68,17 +67,10 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
             folder.start(config, genotype, trainer.reads)
         else:
             done, rows = folder.restore(trainer, config)
-        try:
+        with folder.resumable():
             _epochs(trainer, config, folder, done, rows, progress, interrupt)
             result = result_of(trainer, config, genotype, rows)
             folder.finish(trainer, result)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
-        except OSError as error:
-            raise FastnasError(
-                f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
-                f"{folder.resume_command()}"
-            ) from None
     return RetrainResult(result, rows, genotype, folder.path, config)
 
 

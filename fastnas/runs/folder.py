@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -137,6 +138,19 @@ class Folder:
         """Writes an epoch's row behind the others."""
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Within it Ctrl-C and a system that refuses (a full disk) end with the command that goes on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; to go on: {self.resume_command()}") from None
+        except OSError as error:
+            raise FastnasError(
+                f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
+                f"{self.resume_command()}"
+            ) from None
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""

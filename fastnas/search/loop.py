@@ -90,18 +90,11 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
             folder.start(config, measured)
         else:
             done, rows = folder.restore(search.step, config)
-        try:
+        with folder.resumable():
             stop = _epochs(search, folder, done, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
                 genotype, alphas = folder.go_back(stop.epoch, config.network.space)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; to go on: {folder.resume_command()}") from None
-        except OSError as error:
-            raise FastnasError(
-                f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
-                f"{folder.resume_command()}"
-            ) from None
     return SearchResult(genotype, alphas, rows, folder.path, config, stop, table)
 
 
