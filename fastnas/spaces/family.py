@@ -220,7 +220,7 @@ _FAMILIES = (
         primitives=s2.PRIMITIVES,
         layers_of=lambda genotype: len(genotype.cells),
     ),
-    # Where the edges' convolutions are many, the authors train narrower networks.
+    # The authors' networks of S2 and S4 are narrower.
     _robustdarts("s1", Sizes(36, 20)),
     _robustdarts("s2", Sizes(16, 20)),
     _robustdarts("s3", Sizes(36, 20)),
