@@ -92,6 +92,10 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
         )
         for i, (spec, stage) in enumerate(zip(space.stages, net.stages, strict=True))
     )
+    return _description(space, rows)
+
+
+def _description(space: Space, rows: tuple[StageDescription, ...]) -> Description:
     return Description(
         space.name,
         sum(row.parameters for row in rows),
@@ -117,14 +121,7 @@ def _describe_recurrent(space: RecurrentSpace) -> Description:
         ),
         StageDescription(2, "decoder", (words,), words, units * words),  # its matrix is the embedding's
     )
-    return Description(
-        space.name,
-        sum(row.parameters for row in rows),
-        sum(row.macs for row in rows),
-        {alpha.name: alpha.shape for alpha in space.alphas},
-        _networks(space),
-        rows,
-    )
+    return _description(space, rows)
 
 
 _PUBLISHED = list(dict.fromkeys(name for family in SPACES.values() for name in family.published))

@@ -11,7 +11,7 @@ import torch
 
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
@@ -277,9 +277,7 @@ def _check(options: Mapping[str, Any]) -> None:
         check_choices(options, {"schedule": SCHEDULES})
     check_bounds(options, _BOUNDS)
     check_rates(options)
-    for name in _BELOW_ONE:
-        if options[name] is not None and not options[name] < 1:
-            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_below_one(options, _BELOW_ONE)
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     if options["test_data"] is not None and options["dataset"] not in ("folder", "npz"):

@@ -21,7 +21,7 @@ from fastnas.retrain.config import RetrainConfig
 from fastnas.runs.checkpoint import put_back
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
-from fastnas.runs.text import filled
+from fastnas.runs.options import filled
 from fastnas.spaces.family import AnyGenotype
 from fastnas.spaces.recurrent import RecurrentGenotype, network
 from fastnas.supernet import build_recurrent, gradients, mean_loss, narrow, perplexity

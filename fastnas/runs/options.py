@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from fastnas.errors import FastnasError
 
 Configured = TypeVar("Configured", bound="Options")
+Filled = TypeVar("Filled")
 
 
 class Options:
@@ -82,6 +83,19 @@ def check_choices(options: Mapping[str, Any], choices: Mapping[str, Collection[s
     for name, known in choices.items():
         if options[name] not in known:
             raise FastnasError(f"unknown {flag(name)[2:]} {options[name]!r}; known are {', '.join(known)}")
+
+
+def check_below_one(options: Mapping[str, Any], names: Collection[str]) -> None:
+    """Raises FastnasError if one of these options is not below 1; None is."""
+    for name in names:
+        if options[name] is not None and not options[name] < 1:
+            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+
+
+def filled(value: Filled | None) -> Filled:
+    """A value of a resolved configuration, which has no default any more."""
+    assert value is not None
+    return value
 
 
 def flag(name: str) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, flag
+from fastnas.runs.options import Bounds, check_below_one, filled, flag
 from fastnas.spaces.recurrent import Dropout
-
-Filled = TypeVar("Filled")
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,6 @@ TEXT_BOUNDS: Bounds = {name: (0, True) for name in TEXT_DEFAULTS} | {
 }
 
 
-def filled(value: Filled | None) -> Filled:
-    """A value of a resolved configuration, which has no default any more."""
-    assert value is not None
-    return value
-
-
 def check_left_out(options: Mapping[str, Any], defaults: Mapping[str, Any], of: str, reads: str) -> None:
     """Raises FastnasError if one of the options of another kind of data, ``of``, was given where ``reads`` is read."""
     for name, default in defaults.items():
@@ -79,6 +71,4 @@ def check_left_out(options: Mapping[str, Any], defaults: Mapping[str, Any], of: 
 
 def check_rates(options: Mapping[str, Any]) -> None:
     """Raises FastnasError if a probability of dropout is not below 1."""
-    for name in TEXT_DEFAULTS:
-        if name.startswith("dropout") and options[name] is not None and not options[name] < 1:
-            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_below_one(options, [name for name in TEXT_DEFAULTS if name.startswith("dropout")])

@@ -13,7 +13,7 @@ from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_bounds, check_choices, flag
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.text import (
     OF_TEXT,
@@ -387,9 +387,7 @@ def _check_numbers(options: dict[str, Any]) -> None:
     if options["seed"] >= 2**32:
         raise FastnasError(f"--seed must be less than 2**32, got {options['seed']}")
     _check_early_stop(options)
-    for name in ("momentum", "drop_path"):
-        if options[name] is not None and not options[name] < 1:
-            raise FastnasError(f"{flag(name)} must be less than 1, got {options[name]}")
+    check_below_one(options, ("momentum", "drop_path"))
     check_rates(options)
 
 

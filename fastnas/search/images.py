@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fastnas.data import Batches, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
+from fastnas.runs.options import filled
 from fastnas.runs.schedule import drop_path
-from fastnas.runs.text import filled
 from fastnas.search.config import SearchConfig, weight_dtype
 from fastnas.spaces import make_space, with_auxiliary
 from fastnas.supernet import Batch, Executor, Supernet, build_supernet

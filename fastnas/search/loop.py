@@ -23,7 +23,7 @@ from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
-from fastnas.runs.text import filled
+from fastnas.runs.options import filled
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop

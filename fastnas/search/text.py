@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnas.data import Windows, read_corpus, streams
 from fastnas.errors import FastnasError
-from fastnas.runs.text import filled
+from fastnas.runs.options import filled
 from fastnas.search.config import SearchConfig, weight_dtype
 from fastnas.spaces.recurrent import supernet
 from fastnas.supernet import Batch, Executor, RecurrentNetwork, build_recurrent, mean_loss, perplexity
