@@ -15,6 +15,7 @@ from fastnas.retrain.text import TextTrainer, window_lengths
 from fastnas.runs.interrupt import Interrupt
 from fastnas.spaces import read_genotype
 from tests.corpora import write_corpus
+from tests.interrupted import interrupted_in
 
 TINY = {
     "genotype": "DARTS_V2",
@@ -65,24 +66,17 @@ def test_the_command_line_and_its_result(tmp_path, capsys):
     assert "test perplexity" in capsys.readouterr().out
 
 
-def test_it_learns_and_resumes_to_the_bit(tiny, tmp_path, monkeypatch):
+def test_it_learns_and_resumes_to_the_bit(tiny, tmp_path):
     """12 words at a perplexity of 3; with a patience of two epochs the mean of the weights begins on the way."""
     off = dict.fromkeys(("dropout", "dropout_input", "dropout_embedding"), 0.0)
     options = {"epochs": 13, "patience": 2, "learning_rate": 20.0, "hidden_size": 16, "bptt": 4, **off}
     options["dropout_state"] = 0.01  # draws masks, which a resumed run must draw, too
-    whole, epoch = tiny(**options), TextTrainer.epoch
+    whole = tiny(**options)
     assert whole.metrics[-1]["val_perplexity"] < 6 < 20 < whole.metrics[0]["val_perplexity"]
     assert whole.metrics[-1]["averaged_steps"] > 0 == whole.metrics[1]["averaged_steps"]
 
-    def interrupted(self, number, bar):
-        if number == 13:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TextTrainer, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tiny(**options, out=tmp_path / "part")
+    with interrupted_in(TextTrainer, 13):
+        tiny(**options, out=tmp_path / "part")
     torch.manual_seed(9)
     part = retrain(resume=tmp_path / "part")
     drop = VOLATILE | {"out"}

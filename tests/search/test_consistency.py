@@ -12,6 +12,7 @@ from fastnas.search.images import ImageTask
 from fastnas.search.loop import Search
 from fastnas.spaces import make_space, with_auxiliary
 from fastnas.supernet import SupernetProblem, build_supernet
+from tests.interrupted import interrupted_in
 
 
 def resolved(**options):
@@ -107,17 +108,10 @@ def test_a_search_with_drop_path_resumes_to_the_bit(tiny, tmp_path, monkeypatch)
     options = {"space": "s2", "layers": 3, "drop_path": 0.6, "cutout": 2, "method": "darts"}
     whole = tiny(out=tmp_path / "whole", **options)
     plain = tiny(out=tmp_path / "plain", **options | {"drop_path": 0.0})
-    epoch, shares = Search.epoch, []
+    shares = []
 
-    def interrupted(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Search, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"--resume .*part"):
-            tiny(out=tmp_path / "part", **options)
+    with interrupted_in(Search, 2, r"--resume .*part"):
+        tiny(out=tmp_path / "part", **options)
 
     def watched(self, net, number):
         prepare(self, net, number)

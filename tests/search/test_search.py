@@ -15,6 +15,7 @@ from fastnas.bilevel import METHODS
 from fastnas.search.config import OptimiserConfig
 from fastnas.search.loop import learning_rate
 from fastnas.spaces import CellString, Genotype
+from tests.interrupted import interrupted_in
 
 
 def same(a, b):
@@ -83,21 +84,12 @@ def test_two_runs_of_one_seed_are_the_same_to_the_bit(tiny, tmp_path, space):
     assert not same(a, tiny(**options, out=tmp_path / "other", seed=1))
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path):
     whole = tiny(out=tmp_path / "whole", epochs=3)
     from fastnas.search import loop
 
-    epoch = loop.Search.epoch
-
-    def interrupted(self, number, bar):
-        if number == 3:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Search, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt, match=r"--resume .*part"):
-            tiny(out=tmp_path / "part", epochs=3)
+    with interrupted_in(loop.Search, 3, r"--resume .*part"):
+        tiny(out=tmp_path / "part", epochs=3)
     # A stop between a row and its checkpoint leaves a row too many; a stop in the middle leaves half a row.
     with (tmp_path / "part" / "metrics.jsonl").open("a") as file:
         file.write((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[2] + '\n{"epo')

@@ -10,6 +10,7 @@ from fastnas import FastnasError, describe
 from fastnas.search.__main__ import main
 from fastnas.search.loop import Search
 from fastnas.spaces import CellSequence, Genotype, find_genotype
+from tests.interrupted import interrupted_in
 from tests.search.conftest import TINY
 
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in {**TINY, "epochs": 1}.items()]
@@ -31,22 +32,14 @@ def test_a_search_and_its_folder_described(space, tmp_path, capsys):
     assert f"it is one of {space}; say --space {space}" in capsys.readouterr().err
 
 
-def test_primitives_are_kept_by_the_run(tiny, tmp_path, monkeypatch):
+def test_primitives_are_kept_by_the_run(tiny, tmp_path):
     """In config.json and in the genotype, and a run that goes on draws the noise that it would have drawn."""
     primitives = ["skip_connect", "noise", "max_pool_3x3"]
     options = {"space": "s2", "primitives": primitives, "method": "darts", "layers": 3}
     whole = tiny(**options, out=tmp_path / "whole")
-    epoch = Search.epoch
 
-    def interrupted(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Search, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tiny(**options, out=tmp_path / "part")
+    with interrupted_in(Search, 2):
+        tiny(**options, out=tmp_path / "part")
     torch.manual_seed(123)
     part = fastnas.search(resume=tmp_path / "part")
     assert part.config.network.primitives == tuple(primitives)

@@ -12,6 +12,7 @@ from fastnas.spaces import CellMatrix
 from fastnas.tables import Nasbench101Table, load_table
 from fastnas.tables.convert import convert
 from fastnas.tables.nasbench101 import cell_hash
+from tests.interrupted import interrupted_in
 from tests.tables import official101
 from tests.tables.tables import arrays
 
@@ -49,19 +50,11 @@ def test_rows_tell_and_the_search_is_the_same(tiny, tmp_path, file, capsys):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_run_goes_on_with_and_without(tiny, tmp_path, monkeypatch, file, before):
+def test_a_run_goes_on_with_and_without(tiny, tmp_path, file, before):
     """Interrupted in the second epoch, then resumed with the table, or without, that the first one had not, or had."""
-    epoch = loop.Search.epoch
 
-    def interrupted(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Search, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tiny(space="nasbench201", table=file if before else None)
+    with interrupted_in(loop.Search, 2):
+        tiny(space="nasbench201", table=file if before else None)
     result = fastnas.search(resume=tmp_path / "run", table=None if before else file)
     assert ["table" in row for row in result.metrics] == [before, not before]
 

@@ -11,6 +11,7 @@ from fastnas.search import SearchConfig, loop
 from fastnas.search.__main__ import main
 from fastnas.spaces import read_genotype
 from tests.corpora import write_corpus
+from tests.interrupted import interrupted_in
 
 TINY = {
     "space": "recurrent",
@@ -69,19 +70,12 @@ def test_a_search(tiny):
 
 
 @pytest.mark.parametrize("method", ["darts", "idarts"])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, method):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, method):
     options = {"method": method, "inner_steps": 2, "neumann_terms": 1, "batch_size": 8, "bptt": 4}
-    whole, epoch = tiny(**options), loop.Search.epoch
+    whole = tiny(**options)
 
-    def interrupted(self, number, bar):
-        if number == 2:
-            raise KeyboardInterrupt
-        return epoch(self, number, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Search, "epoch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tiny(**options, out=tmp_path / "part")
+    with interrupted_in(loop.Search, 2):
+        tiny(**options, out=tmp_path / "part")
     torch.manual_seed(9)
     part = fastnas.search(resume=tmp_path / "part")
     assert torch.equal(part.alphas["cell"], whole.alphas["cell"])
