@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 
 CORPORA = ("ptb",)
@@ -53,7 +54,7 @@ def read_corpus(name: str, path: str | Path | None) -> Corpus:
     """
     if path is None:
         raise FastnasError(f"{name} is read from files: give their folder with --data")
-    folder = Path(path).expanduser()
+    folder = user_path("--data", path)
     if not folder.is_dir():
         raise FastnasError(f"{name}: --data {str(path)!r} is no folder")
     index: dict[str, int] = {}
