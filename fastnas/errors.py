@@ -1,4 +1,4 @@
-"""What fastnas raises for a user's mistake."""
+"""What fastnas raises for a user's mistake, and when it is told to end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ class FastnasError(ValueError):
 
     def __init__(self, sentence: str) -> None:
         super().__init__(_cut(_printable(_cut(sentence))))
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""
 
 
 def _cut(sentence: str) -> str:
