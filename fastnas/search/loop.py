@@ -23,12 +23,12 @@ from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.notices import Notices
 from fastnas.runs.options import filled
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
-from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
