@@ -17,14 +17,14 @@ WORKSPACES = (":4096:8", ":16:8")
 
 
 @contextmanager
-def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
-    """Within it, if it is ``wanted``, torch takes deterministic algorithms alone; all is as before afterwards.
+def deterministic(wanted: bool, device: torch.device) -> Iterator[torch.device]:
+    """``device``; within it, if it is ``wanted``, torch takes deterministic algorithms alone, and not behind it.
 
     Raises:
         FastnasError: an operator has none, or cuBLAS cannot be told any more.
     """
     if not wanted:
-        yield
+        yield device
         return
     if device.type == "cuda":
         _tell_cublas()
@@ -41,7 +41,7 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
     memory.fill_uninitialized_memory = False
     cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        yield
+        yield device
     except RuntimeError as error:
         operator = _without(str(error))
         if operator is None:
@@ -54,6 +54,18 @@ def deterministic(wanted: bool, device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
         memory.fill_uninitialized_memory = fills
         cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextmanager
+def unrestricted() -> Iterator[None]:
+    """Within it, inside of ``deterministic``, operators may be any: what they compute is compared, and not kept."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _tell_cublas() -> None:

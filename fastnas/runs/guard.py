@@ -78,11 +78,11 @@ class Guard:
         """Steps are made again: what was not finite has been read."""
         self.spoilt.zero_()
 
-    def report(self, watch: Watch, seen: Tensor, account: Callable[[str], str]) -> None:
+    def report(self, watch: Watch | None, seen: Tensor, account: Callable[[str], str]) -> None:
         """Leaves a step's quantities to ``watch``, which raises ``NotFiniteError`` if they are not finite.
 
         Args:
-            watch: read later.
+            watch: read later; None: it is raised at once, which waits for the device.
             seen: as ``move`` or ``look`` returned it.
             account: makes a phrase of the first of the ``QUANTITIES`` that is not finite.
         """
@@ -100,4 +100,7 @@ class Guard:
             end = "after the step, which was too long" if bad[0] == "weights" else "so the step was not made"
             raise NotFiniteError(f"NaN or infinity in {phrase}, {end}")
 
-        watch.add(seen, say)
+        if watch is None:
+            say(seen.tolist())
+        else:
+            watch.add(seen, say)

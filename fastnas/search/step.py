@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -26,8 +25,8 @@ from fastnas.supernet import (
     narrow,
     pinned,
 )
-from fastnas.supernet.anomaly import RandomState, account, put_back, random_state, watched
-from fastnas.supernet.graphs import WARM_UP, Body, Outputs
+from fastnas.supernet.anomaly import RandomState, account, put_back, random_state, step_watched
+from fastnas.supernet.graphs import WARM_UP
 
 
 @dataclass(frozen=True)
@@ -162,26 +161,22 @@ class SearchStep:
         """
         batch, random = self.placed("train", batch), random_state(self.net)
         self.weight_optimiser.set_rate(learning_rate)
-        try:
-            loss, correct, seen, *states = self._run("weight_step", self._weight_pass, batch)
-        except AnomalyError as error:
-            raise NotFiniteError(f"NaN or infinity {error}, so the step was not made") from None
-        self._carry("train", states)
-        self._report(watch, seen.clone(), batch, random)
-        return loss.clone(), correct.clone()  # of a graph: the next one may write there
-
-    def _run(self, name: str, body: Body, batch: Batch) -> Outputs:
         if self.graphs is None:
-            return eagerly(body, batch)
-        return self.graphs.run(name, body, batch, of=(self.net, self.weight_optimiser))
+            loss, correct, seen, *states = eagerly(self._weight_pass, batch)
+        else:
+            loss, correct, seen, *states = self.graphs.run(
+                "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
+            )
+        self._carry("train", states)
+        self.guard.report(watch, seen.clone(), partial(self._account, batch, random))
+        return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
     def _weight_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A weight step at the rate that was set, one CUDA graph; loss, hits, the guard's, and what is carried."""
         self.net.train()
         self.guard.begin()
         value = partial(self._value, batch)
-        inputs = self._by_name(batch)
-        with watched(self.net, lambda: value()[0], inputs) if self.detect_anomaly else nullcontext():
+        with step_watched(self.detect_anomaly, self.net, lambda: value()[0], self._by_name(batch)):
             total, loss, logits = value()
             with pinned(tf32=True):
                 (grad,) = gradients(total, self.net.weights)
@@ -197,13 +192,6 @@ class SearchStep:
             loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), targets)
             penalty = self.net.penalty(targets)
         return loss if penalty is None else loss + penalty, loss, logits
-
-    def _report(self, watch: Watch | None, seen: Tensor, batch: Batch, random: RandomState) -> None:
-        """Leaves what the guard saw to ``watch``; None: reads it."""
-        read_later = Watch() if watch is None else watch
-        self.guard.report(read_later, seen, partial(self._account, batch, random))
-        if watch is None:
-            read_later.sentences()
 
     def _account(self, batch: Batch, random: RandomState, quantity: str) -> str:
         return account(self.net, lambda: self._value(batch)[0], self._by_name(batch), random, quantity)
@@ -230,7 +218,7 @@ class SearchStep:
             _, loss, logits = self._value(batch)
         seen = self.guard.look(loss)
         self._carry("train", self.net.carried())
-        self._report(watch, seen, batch, random)
+        self.guard.report(watch, seen, partial(self._account, batch, random))
         return loss, self._hits(logits, batch[-1])
 
     def alpha_step(

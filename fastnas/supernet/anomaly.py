@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, TypeAlias
 
@@ -67,6 +67,22 @@ def watched(
     except AnomalyError as error:
         part = _part_of(net, loss, random) if error.operator.startswith(WHOLE_CELL) else None
         raise part or error from None
+
+
+@contextmanager
+def step_watched(
+    wanted: bool, net: Executor, loss: Callable[[], Tensor], batch: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """:func:`watched`, if it is wanted, around a training step; its error says so.
+
+    Raises:
+        NotFiniteError: an output is not finite.
+    """
+    try:
+        with watched(net, loss, batch) if wanted else nullcontext():
+            yield
+    except AnomalyError as error:
+        raise NotFiniteError(f"NaN or infinity {error}, so the step was not made") from None
 
 
 def account(
