@@ -25,7 +25,14 @@ from fastnas.supernet import (
     narrow,
     pinned,
 )
-from fastnas.supernet.anomaly import RandomState, account, put_back, random_state, step_watched
+from fastnas.supernet.anomaly import (
+    RandomState,
+    account,
+    part_not_finite,
+    put_back,
+    random_state,
+    step_watched,
+)
 from fastnas.supernet.graphs import WARM_UP
 
 
@@ -263,7 +270,7 @@ class SearchStep:
             watch.send()
         return grad.norm(), watch
 
-    def _again(self, train: Batch, val: Batch, learning_rate: float, random: RandomState) -> str | None:
+    def _again(self, train: Batch, val: Batch, learning_rate: float, random: RandomState) -> str:
         """Where the hypergradient that was not finite first became so."""
         problem = SupernetProblem(self.net, train, val, detect_anomaly=True)
         now = random_state(self.net)
@@ -271,23 +278,28 @@ class SearchStep:
             put_back(self.net, random)
             self.method.hypergradient(problem, self.settings_at(learning_rate, None, Watch()))
         except AnomalyError as error:
-            return str(error)
+            return f"{error}, {self._forget()}"
         except FastnasError:  # a solver's, of what is not finite
-            return None
+            pass
         finally:
             put_back(self.net, now)
-            self._forget()
-        return None
+        return self._forget()
 
-    def _forget(self) -> None:
+    def _forget(self) -> str:
         self.guard.forget()
+        return "so alpha was not moved"
 
     def _say_moved(self, finite: list[float]) -> None:
         if all(finite):
             return
         self._forget()
+        already = part_not_finite(self.net.alphas, self.net.alphas.flat)
+        if already is not None:
+            raise NotFiniteError(f"NaN or infinity in the architecture parameters {already}")
         names = ["alpha", *(f"Adam's {name}" for name in self.alpha_optimiser.state()), "the weights"]
-        raise NotFiniteError(f"{names[finite.index(False)]} would have become NaN or infinite")
+        raise NotFiniteError(
+            f"{names[finite.index(False)]} would have become NaN or infinite at this --arch-learning-rate"
+        )
 
     def hypergradient(self, train: Batch, val: Batch, learning_rate: float) -> Tensor:
         """The method's estimate of dL2/dalpha, (H,), at the current weights; nothing moves (but by idarts-release)."""

@@ -92,18 +92,21 @@ def account(
     random: RandomState,
     quantity: str,
 ) -> str:
-    """What was not finite in a training step that was taken back, by name and by operator: the pass is run once more.
+    """What was not finite in a training step that was taken back, by name and by operator: its pass is run once more.
 
     Args:
         net: with the state from before the step, which it keeps; nothing moves.
         loss: a forward pass of it on that batch.
         batch: what the pass read, by name.
         random: the state of the generators then.
-        quantity: what was seen not to be finite: "loss", "statistics" or "gradient".
+        quantity: what was seen not to be finite: "loss", "statistics" or "gradient"; or "weights", which a step that
+            was made has left so.
 
     Returns:
         A phrase that begins with a tensor.
     """
+    if quantity == "weights":
+        return f"the weights {part_not_finite(net.weights, net.weights.flat)}"
     before = not_finite({**batch, **_state(net)})
     if before is not None:
         return f"the {quantity}, and before the step in {before}"
@@ -173,13 +176,18 @@ def put_back(net: Executor, random: RandomState) -> None:
 
 def _part_of(net: Executor, loss: Callable[[], Tensor], random: RandomState) -> AnomalyError | None:
     """What the reference's pass finds, forward or backward."""
-    put_back(net, random)
-    leaves = [*net.alphas.tensors.values(), *net.weights.tensors.values()]
-    try:
-        with torch.enable_grad(), net.frozen_statistics(), net.twice_differentiable(), _Looking(net):
-            torch.autograd.grad(loss(), leaves, allow_unused=True)
-    except AnomalyError as error:
-        return error
+    for arena in (
+        net.weights,
+        net.alphas,
+    ):  # what a pass wants by alpha alone may come first, and mean nothing here
+        if not len(arena):
+            continue
+        put_back(net, random)
+        try:
+            with torch.enable_grad(), net.frozen_statistics(), net.twice_differentiable(), _Looking(net):
+                torch.autograd.grad(loss(), list(arena.tensors.values()), allow_unused=True)
+        except AnomalyError as error:
+            return error
     return None
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
-from fastnas.supernet.anomaly import watched
+from fastnas.supernet.anomaly import put_back, random_state, watched
 from fastnas.supernet.arena import Arena, gradient_parts, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
@@ -115,14 +115,24 @@ class SupernetProblem:
     def _product_parts(
         self, training: bool, of: Arena, weights: Tensor | None, alphas: Tensor | None, *batch: Tensor
     ) -> tuple[Tensor, ...]:
-        net = self.net
-        with self._oracle(partial(self._value, training, *batch)):
-            if not carries_tangents(net):
-                return double_backward(net, partial(self._value, training, *batch), of, weights, alphas)
+        net, value = self.net, partial(self._value, training, *batch)
+        if not carries_tangents(net):
+            with self._oracle(value):
+                return double_backward(net, value, of, weights, alphas)
+        if self.detect_anomaly:
+            self._look_before(value)
+        with self._oracle():
             assert isinstance(net, FusedSupernet)
             images, labels = batch
             with nullcontext() if of is net.weights else net.weights.constant():
                 return gradient_parts(loss_tangent(net, self.loss, images, labels, weights, alphas), of)
+
+    def _look_before(self, value: Callable[[], Tensor]) -> None:
+        """Looks at the passes of the loss itself: what torch computes of tangents does not bear being looked at."""
+        random = random_state(self.net)
+        with self._oracle(value):
+            gradient_parts(value(), self.net.weights, self.net.alphas)
+        put_back(self.net, random)
 
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
         training = batch is self.train
@@ -152,12 +162,12 @@ class SupernetProblem:
         return value + penalty if training and penalty is not None else value
 
     @contextmanager
-    def _oracle(self, value: Callable[[], Tensor]) -> Iterator[None]:
-        """What every oracle runs in; ``value`` is the loss that it differentiates."""
+    def _oracle(self, value: Callable[[], Tensor] | None = None) -> Iterator[None]:
+        """What every oracle runs in; ``value``, if it may be looked at, is the loss that it differentiates."""
         mode = self.net.training
         self.net.train()
         try:
-            looking = watched(self.net, value) if self.detect_anomaly else nullcontext()
+            looking = watched(self.net, value) if self.detect_anomaly and value is not None else nullcontext()
             with self.net.frozen_statistics(), pinned(), torch.enable_grad(), looking:
                 yield
         finally:
