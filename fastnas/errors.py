@@ -1,4 +1,4 @@
-"""What fastnas raises for a user's mistake."""
+"""What fastnas raises for a user's mistake, and when it is told to end."""
 
 
 class FastnasError(ValueError):
@@ -7,3 +7,7 @@ class FastnasError(ValueError):
     The command lines print it as ``error: <sentence>`` and exit with status 2; from Python it is an
     ordinary ``ValueError``.
     """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""
