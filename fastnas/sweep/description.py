@@ -80,7 +80,7 @@ def read_sweep(source: str | Path, overrides: tuple[str, ...] = ()) -> Sweep:
         FastnasError: the file is no sweep: which key is wrong, and why.
     """
     path = _found(source)
-    where = path.name
+    where = str(source)
     document = read_document(path)
     if not isinstance(document, dict):
         raise FastnasError(f"{where} is no sweep: it must have the keys {', '.join(SECTIONS)}")
@@ -125,7 +125,11 @@ def _overridden(document: Mapping[str, Any], override: str) -> dict[str, Any]:
         return changed
     section = changed.setdefault(head, {})
     # Of several grids, those that have the option.
-    holders = [one for one in section if rest in one] if isinstance(section, list) else [section]
+    holders = (
+        [one for one in section if isinstance(one, dict) and rest in one]
+        if isinstance(section, list)
+        else [section]
+    )
     if not holders or not all(isinstance(one, dict) for one in holders):
         raise FastnasError(f"{where}: {head} has no {rest}")
     for one in holders:

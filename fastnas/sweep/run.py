@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastnas.errors import FastnasError
-from fastnas.runs.interrupt import interrupt_flag
+from fastnas.runs.interrupt import interrupt_flag, stopped
 from fastnas.sweep.description import Sweep
 from fastnas.sweep.folder import Outcome, SweepFolder
 from fastnas.sweep.results import Row, columns_of, rows_of, save, value_of
@@ -58,7 +58,7 @@ def run_sweep(
 
     Raises:
         FastnasError: a mistake in the sweep, before any search begins. A search that fails is a line of the table.
-        KeyboardInterrupt: Ctrl-C, after all trials that ran have saved and ended.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after all trials that ran have saved and ended.
     """
     points = points_of(sweep)
     columns = columns_of(sweep, points)
@@ -87,9 +87,11 @@ def run_sweep(
                     )
             rows = rows_of(points, folder, columns)
             text = save(rows, folder)
-            if interrupt.pending:
+            try:
+                interrupt.check()
+            except KeyboardInterrupt as stop:
                 print(f"\n{text}")
-                raise KeyboardInterrupt(f"interrupted; to go on: {command}" if command else "interrupted")
+                raise stopped(stop, f"interrupted; to go on: {command}" if command else "") from None
     finally:
         folder.end()
     return f"{text}\n\nsweep:    {out}", _failed(rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 import fastnas
 from fastnas.errors import FastnasError
-from fastnas.runs.folder import LOCK
+from fastnas.runs.folder import LOCK, holds_run
 from fastnas.sweep.folder import Outcome, SweepFolder
 
 LEAVING = 60.0  # seconds that a killed sweep's process may take to leave a run's folder
@@ -43,8 +43,7 @@ def run_trial(folder: Path, name: str, options: dict[str, Any]) -> None:
 
 def _searched(run: Path, options: dict[str, Any]) -> Outcome:
     _wait_for(run)
-    begun = (run / "config.json").exists()
-    where = {"resume": run, "out": None} if begun else {"resume": None, "out": run}
+    where = {"resume": run, "out": None} if holds_run(run) else {"resume": None, "out": run}
     result = fastnas.search(**{**options, **where})
     rows = result.metrics
     row = rows[-1] if result.stop is None else rows[result.stop.epoch - 1]

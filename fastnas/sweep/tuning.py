@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,7 +79,7 @@ class Progress(Unsaved, tune.Callback):
 
 
 class Stopper(Unsaved, tune.Stopper):
-    """After Ctrl-C: the trials that run are told to save and to end, and no other begins."""
+    """After Ctrl-C or SIGTERM: the trials that run are told to save and to end, and no other begins."""
 
     def __init__(self, folder: SweepFolder, interrupt: Interrupt) -> None:
         self.folder, self.interrupt = folder, interrupt
@@ -87,10 +89,12 @@ class Stopper(Unsaved, tune.Stopper):
         return False
 
     def stop_all(self) -> bool:
-        """Whether Ctrl-C has been pressed."""
-        if self.interrupt.pending:
+        """Whether either has come."""
+        stopping = bool(self.interrupt.pending)
+        if stopping and not self.folder.stop_file.exists():
             self.folder.stop_file.touch()
-        return self.interrupt.pending
+            print("\nstopping: the searches that run save and end", file=sys.stderr)
+        return stopping
 
 
 @contextmanager
@@ -103,6 +107,7 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address or "local",
@@ -112,6 +117,7 @@ def connected(address: str | None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise FastnasError(f"--ray-address {address}: no Ray there: {' '.join(str(error).split())}") from None
+    signal.signal(signal.SIGTERM, ours)  # Ray's would end the process at once
     try:
         yield
     finally:

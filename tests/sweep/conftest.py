@@ -19,11 +19,14 @@ TINY = {
 
 @pytest.fixture
 def written(tmp_path):
-    """``written(grid=..., search={...})`` is the file of such a sweep."""
+    """``written(grid=..., search={...})`` is the file of such a sweep; what its grid varies is not fixed."""
 
-    def write(search=None, **sections):
+    def write(search=None, grid=None, **sections):
+        fixed = {
+            name: value for name, value in {**TINY, **(search or {})}.items() if name not in (grid or {})
+        }
         file = tmp_path / "tiny.yaml"
-        file.write_text(yaml.safe_dump({"search": {**TINY, **(search or {})}, **sections}))
+        file.write_text(yaml.safe_dump({"search": fixed, **({"grid": grid} if grid else {}), **sections}))
         return file
 
     return write
