@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from fastnas._paths import user_path
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
@@ -189,7 +190,7 @@ class RetrainConfig(Options):
                 options[name] = value
         for name in ("data", "test_data", "genotype"):
             if options[name] is not None and (name != "genotype" or _exists(options[name])):
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check(options)
         return RetrainConfig.from_options(options)
 
@@ -228,7 +229,7 @@ class RetrainConfig(Options):
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError):  # a genotype's text, too long for a name
+    except (OSError, RuntimeError, ValueError):  # a genotype's text, too long for a name
         return False
 
 

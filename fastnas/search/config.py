@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from typing_extensions import Doc
 
+from fastnas._paths import user_path
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.text import (
     OF_TEXT,
@@ -266,7 +267,7 @@ class SearchConfig(Options):
                 options[name] = value
         for name in ("data", "table"):
             if options[name] is not None:
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
