@@ -19,6 +19,7 @@ class FastnasError(ValueError):
     def __init__(self, sentence: str) -> None:
         super().__init__(_cut(_printable(_cut(sentence))))
 
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""
 
