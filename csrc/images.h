@@ -16,7 +16,7 @@ struct Images {
 
   // No product of the sizes: of a batch without elements it may not be a number.
   bool has_pixels() const { return count > 0 && height > 0 && width > 0; }
-  int64_t pixels() const { return has_pixels() ? count * height * width : 0; }
+  int64_t pixels() const { return has_pixels() && channels > 0 ? count * height * width : 0; }
 };
 
 // How many of a side's pixels a stride takes.
@@ -63,6 +63,7 @@ inline Images images_like(const Tensor& tensor, const Tensor& model, const char*
 }
 
 inline Region region_of(const char* name, const Images& images, const Tensor& model) {
+  if (images.pixels() == 0) return {name, nullptr, 0, 0, 0};
   const int64_t element = static_cast<int64_t>(model.element_size());
   return {name, static_cast<const char*>(images.data), images.channels * element, images.pixel * element,
           images.pixels()};
