@@ -77,7 +77,14 @@ class StreamedImages(Dataset[Any]):
         return images.permute(0, 3, 1, 2), torch.tensor([self.files[i][1] for i in indices])
 
     def batches(
-        self, batch_size: int, *, epoch: int, device: torch.device, workers: int, limit: int | None = None
+        self,
+        batch_size: int,
+        *,
+        epoch: int,
+        device: torch.device,
+        workers: int,
+        limit: int | None = None,
+        skip: int = 0,
     ) -> Iterator[Batch]:
         """All images once: (x float32 (B, 3, S, S), normalised, channels last; y int64 (B,)) on ``device``.
 
@@ -86,13 +93,14 @@ class StreamedImages(Dataset[Any]):
             epoch: training images are shuffled and augmented anew in each.
             workers: processes that read ahead; 0: none but this one.
             limit: only so many images, the first ones of the order.
+            skip: leave out so many batches at the beginning.
 
         Raises:
             FastnasError: an image that cannot be read, named.
         """
         loader = DataLoader(
             self,
-            sampler=self._parts(batch_size, epoch, limit),
+            sampler=self._parts(batch_size, epoch, limit)[skip:],
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from fastnas._paths import user_path
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
@@ -123,6 +124,9 @@ class RunConfig:
     """torch.compile: on, off, or auto: on a GPU."""
     threads: int | None = None
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
+    checkpoint_seconds: float = 300.0
+    """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
+    SIGTERM ends the training; 0: after every step. The three newest are kept."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-retrain-<space>-<dataset>."""
     resume: Path | None = None
@@ -180,7 +184,7 @@ class RetrainConfig(Options):
                 options[name] = value
         for name in ("data", "test_data", "genotype"):
             if options[name] is not None and (name != "genotype" or _exists(options[name])):
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check(options)
         return RetrainConfig.from_options(options)
 
@@ -219,7 +223,7 @@ class RetrainConfig(Options):
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError):  # a genotype's text, too long for a name
+    except (OSError, RuntimeError, ValueError):  # a genotype's text, too long for a name
         return False
 
 
@@ -268,6 +272,7 @@ _BOUNDS: Bounds = {
     "label_smoothing": (0, True),
     "seed": (0, True),
     "threads": (1, True),
+    "checkpoint_seconds": (0, True),
 }
 _BELOW_ONE = ("drop_path", "test_portion", "momentum", "label_smoothing")
 

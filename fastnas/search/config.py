@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from typing_extensions import Doc
 
+from fastnas._paths import user_path
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.text import (
     OF_TEXT,
@@ -204,6 +205,9 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    checkpoint_seconds: float = 300.0
+    """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
+    SIGTERM ends the search; 0: after every step. The three newest are kept."""
     table: Path | None = None
     """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
     epoch's cell and what the best one has more. The search itself stays the same to the bit."""
@@ -257,7 +261,7 @@ class SearchConfig(Options):
                 options[name] = value
         for name in ("data", "table"):
             if options[name] is not None:
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 
@@ -363,6 +367,7 @@ _BOUNDS: Bounds = {
     "arch_weight_decay": (0, True),
     "seed": (0, True),
     "threads": (1, True),
+    "checkpoint_seconds": (0, True),
 }
 
 

@@ -32,10 +32,16 @@ class ImageTask:
         )
         mean, std = channel_statistics(weight_split)
         weight_split, alpha_split = weight_split.to(device), alpha_split.to(device)
-        self.generators = [torch.Generator(device), torch.Generator(device)]
         self.train, self.val = (
-            Batches(part, batch_size, mean=mean, std=std, augment=config.augment, generator=generator)
-            for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
+            Batches(
+                part,
+                batch_size,
+                mean=mean,
+                std=std,
+                augment=config.augment,
+                generator=torch.Generator(device),
+            )
+            for part in (weight_split, alpha_split)
         )
         self.evaluation = Batches.evaluation(alpha_split, batch_size, mean=mean, std=std)
         self.weight_evaluation = Batches.evaluation(weight_split, batch_size, mean=mean, std=std)
