@@ -194,7 +194,9 @@ def test_normalised_mixed_sum():
     assert (wider == 1).all()
 
 
-@pytest.mark.parametrize("shape", [(0, VAST, 1, 1), (VAST, 0, 1, 1), (VAST, 1, 1, 0), (VAST, 0, VAST, VAST), (0, VAST, VAST, VAST)])
+@pytest.mark.parametrize(
+    "shape", [(0, VAST, 1, 1), (VAST, 0, 1, 1), (VAST, 1, 1, 0), (VAST, 0, VAST, VAST), (0, VAST, VAST, VAST)]
+)
 def test_vast_images_without_elements(shape):
     """Products of their sides are no numbers, and loops over them would not end."""
     none = torch.ones(0, 2, 0)
@@ -268,11 +270,11 @@ def test_an_infinite_momentum_without_a_buffer():
 
 
 def test_random_calls():
-    command = [sys.executable, "-m", "tests.ops.fuzz", "--cases", "12"]
+    command = [sys.executable, "-m", "tests.ops.fuzz", "--cases", "8"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     compared = int(done.stdout.split(" compared")[0].split()[-1])
-    assert compared >= 12 * len(CALLS) // 5
+    assert compared >= 8 * len(CALLS) // 5
 
 
 @pytest.mark.parametrize("wrong", [lambda vector: 0.01, lambda vector: vector.view(-1)[-1:].zero_().sum()])
