@@ -24,7 +24,9 @@ class Options:
         FREE: names of the fields that do not change a run's numbers.
     """
 
-    FREE: ClassVar[frozenset[str]] = frozenset({"device", "threads", "out", "resume", "checkpoint_seconds"})
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {"device", "threads", "out", "resume", "checkpoint_seconds", "detect_anomaly"}
+    )
 
     @classmethod
     def from_options(cls: type[Configured], options: Mapping[str, Any]) -> Configured:
