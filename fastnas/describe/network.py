@@ -52,6 +52,7 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
     Raises:
         FastnasError: the images are smaller than the network's reductions allow.
 
+    >>> from fastnas.spaces import make_space
     >>> describe(make_space("darts", channels=16, layers=8)).parameters
     1930618
     """
