@@ -18,7 +18,7 @@ from fastnas.data.batches import Batch
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.network import network_of
-from fastnas.retrain.sources import source_of
+from fastnas.retrain.sources import Source, source_of
 from fastnas.retrain.trainer import Tally
 from fastnas.runs.guard import Guard
 from fastnas.runs.interrupt import Interrupt
@@ -39,7 +39,12 @@ class ImageTrainer:
     unit = "img"
 
     def __init__(
-        self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
+        self,
+        config: RetrainConfig,
+        genotype: AnyGenotype,
+        device: torch.device,
+        interrupt: Interrupt,
+        source: Source | None = None,
     ) -> None:
         from fastnas.describe import (
             describe,  # here: `python -m fastnas.describe` is to find it not yet imported
@@ -47,7 +52,7 @@ class ImageTrainer:
 
         self.config, self.device, self.interrupt = config, device, interrupt
         self.tally: Tally | None = None
-        self.source = source_of(config, device)
+        self.source = source or source_of(config, device)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
         self.size = self.source.train_images
         self.reads: dict[str, Any] = {

@@ -15,6 +15,7 @@ from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
+from fastnas.retrain.memory import memory_told
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
@@ -73,7 +74,7 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             folder.start(config, genotype, trainer.reads)
-        with folder.resumable():
+        with folder.resumable(), memory_told(trainer, config, folder):
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder)
             _epochs(trainer, config, folder, rows, progress, interrupt)

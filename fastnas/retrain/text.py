@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fastnas._measure import peak_memory
 from fastnas.bilevel import NotFiniteError, Watch
-from fastnas.data import Windows, read_corpus, streams, window
+from fastnas.data import Corpus, Windows, read_corpus, streams, window
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Tally
@@ -47,7 +47,12 @@ class TextTrainer:
     unit = "word"
 
     def __init__(
-        self, config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
+        self,
+        config: RetrainConfig,
+        genotype: AnyGenotype,
+        device: torch.device,
+        interrupt: Interrupt,
+        corpus: Corpus | None = None,
     ) -> None:
         from fastnas.describe import (
             describe,  # here: `python -m fastnas.describe` is to find it not yet imported
@@ -59,7 +64,7 @@ class TextTrainer:
         run, optimiser, text = config.run, config.optimiser, config.text
         if run.compile == "on":
             raise FastnasError("--compile on is for images: leave it out")
-        corpus = read_corpus(config.images.dataset, config.images.data)
+        corpus = corpus or read_corpus(config.images.dataset, config.images.data)
         self.train = streams(corpus.train, filled(config.images.batch_size)).to(device)
         self.valid, self.test = (
             streams(part, EVALUATION_STREAMS, "a number of streams of").to(device)

@@ -32,6 +32,7 @@ from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
+from fastnas.search.memory import check_memory, memory_told
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
@@ -91,12 +92,13 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
             check_first_use(device)
         search = Search(config, device, interrupt)
         search.table = table
+        check_memory(search)
         measured = _measured(search, folder, progress)
         interrupt.defer()
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             folder.start(config, measured)
-        with folder.resumable():
+        with folder.resumable(), memory_told(search, folder):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder)
             stop = _epochs(search, folder, rows, progress)
@@ -180,10 +182,12 @@ class Search:
         tally: of the epoch in progress; None between two.
     """
 
-    def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
+    def __init__(
+        self, config: SearchConfig, device: torch.device, interrupt: Interrupt, task: Task | None = None
+    ) -> None:
         self.config, self.device, self.interrupt = config, device, interrupt
         self.table: Table | None = None  # run_search opens it
-        self.task = make_task(config, device)
+        self.task = task or make_task(config, device)
         self.train, self.val = self.task.train, self.task.val
         self.inner_steps = config.hypergradient.inner_steps or 1
         self.task.check_inner_steps(self.inner_steps)

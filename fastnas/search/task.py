@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastnas.errors import FastnasError
+from fastnas.runs.memory import is_out_of_memory
 from fastnas.search.config import SearchConfig
 from fastnas.search.images import ImageTask
 from fastnas.search.text import TextTask
@@ -114,6 +116,11 @@ def make_task(config: SearchConfig, device: torch.device) -> Task:
     """The task of a resolved configuration, its data read and on ``device``.
 
     Raises:
-        FastnasError: a mistake in the data.
+        FastnasError: a mistake in the data, or no memory for them.
     """
-    return TextTask(config, device) if config.reads == "text" else ImageTask(config, device)
+    try:
+        return TextTask(config, device) if config.reads == "text" else ImageTask(config, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FastnasError(f"--dataset {config.images.dataset}: no memory for its data on {device}") from None

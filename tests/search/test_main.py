@@ -127,7 +127,9 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
         main([*TINY, f"--out={tmp_path}/file/run"])
     shown = capsys.readouterr().err
     assert stop.value.code == 2
-    assert shown.startswith("error: Not a directory")
+    assert shown.startswith(
+        f"error: --out {tmp_path}/file/run cannot be made, since {tmp_path}/file is a file"
+    )
     assert shown.count("\n") == 1
 
 
