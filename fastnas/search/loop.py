@@ -16,13 +16,15 @@ from tqdm import tqdm
 
 from fastnas._devices import named_device
 from fastnas._measure import peak_memory
-from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
+from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
+from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.notices import Notices
 from fastnas.runs.options import filled
 from fastnas.runs.saving import Saving
 from fastnas.search.checkpoint import moving_tensors, order_tensors, put_back_order
@@ -30,7 +32,6 @@ from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
-from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
@@ -82,9 +83,12 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     table = open_table(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    with interrupt_flag() as interrupt:
-        device = device_of(config)
-        check_first_use(device)
+    with (
+        interrupt_flag() as interrupt,
+        deterministic(config.run.deterministic, device_of(config)) as device,
+    ):
+        with unrestricted():
+            check_first_use(device)
         search = Search(config, device, interrupt)
         search.table = table
         measured = _measured(search, folder, progress)
@@ -110,7 +114,12 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     if search.config.run.resume is not None:
         search.take_radius(folder.measured("difference_radius"))
         return {}
-    radius = search.best_radius()
+    try:
+        radius = search.best_radius()
+    except NotFiniteError as error:
+        raise FastnasError(
+            f"--difference-radius auto, in a step before the first epoch: {error}; take a lower --learning-rate"
+        ) from None
     search.take_radius(radius)
     if progress:
         tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
@@ -215,7 +224,7 @@ class Search:
         """The whole state, between two steps; ``rows`` are those of the epochs done.
 
         Raises:
-            FastnasError: an oracle of a step before was not finite.
+            FastnasError: a step before was not finite.
         """
         tensors, numbers, tally = {**moving_tensors(self.step), **random_states(self.device)}, {}, self.tally
         if tally is not None and tally.steps:
@@ -261,7 +270,8 @@ class Search:
         while tally.steps < steps:
             self._between_steps(saving)
             batches = group, alpha_batch = list(islice(train, self.inner_steps)), next(val)
-            report = self.step(group, alpha_batch, rate)
+            with self.notices.naming():
+                report = self.step(group, alpha_batch, rate)
             self.notices.add(report.watch)
             tally.add(report, count := sum(len(batch[-1]) for batch in group))
             self._show(bar, count, report.losses[-1], tally.correct / tally.seen)
@@ -301,10 +311,7 @@ class Search:
             row["difference_radius"] = self.radius
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
-                raise FastnasError(
-                    f"epoch {epoch}: {name} became {row[name]}; "
-                    "start again with a lower --learning-rate in another --out"
-                )
+                raise NotFiniteError(f"epoch {epoch}: {name} became {row[name]}")
         return row
 
     def _self_audit(
@@ -449,11 +456,12 @@ def _search_step(
         graphs=graphs,
         precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
         states=states,
+        detect_anomaly=config.run.detect_anomaly,
     )
 
 
 def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
-    if config.run.graphs == "off":
+    if config.run.graphs == "off" or config.run.detect_anomaly:
         return None
     # Not print: a progress bar may stand in the last line.
     return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))
