@@ -20,6 +20,10 @@ class FastnasError(ValueError):
         super().__init__(_cut(_printable(_cut(sentence))))
 
 
+class UnreadableError(FastnasError):
+    """A file that a run reads as it goes on, such as an image, cannot be read; the run may go on once it can."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""
 
