@@ -2,7 +2,8 @@
 #   make install TORCH=torch==2.11.0
 TORCH  ?= torch==2.13.0
 PYTHON ?= python3
-# Of the random calls under `make sanitize`, which take SECONDS
+# How long `make fuzz` takes for each reader, and `make sanitize` for random calls of the operators, from this seed.
+SECONDS ?= 60
 SEED    ?= 0
 SHELL  := /bin/bash
 VENV   := .venv
@@ -51,7 +52,6 @@ bench: install
 
 # PYTHONSAFEPATH and append: the normal build, which lies in this folder, must not be found first.
 # capture=sys: what the sanitizers write as they end the process is seen. Then random calls for so many SECONDS.
-sanitize: SECONDS ?= 120
 sanitize: install
 	FASTNAS_SANITIZE=1 FASTNAS_CUDA=0 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops tests/supernet/test_cell_op.py $(PARALLEL) $(ARGS)
@@ -59,7 +59,6 @@ sanitize: install
 
 # Every reader of files, text and flags for SECONDS each, guided by coverage; ARGS="--target npz" takes one. Inputs with
 # a fault are left in build/fuzz.
-fuzz: SECONDS ?= 60
 fuzz: install
 	FASTNAS_FUZZ=long $(BIN)/python -m pytest tests/fuzz $(PARALLEL)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
