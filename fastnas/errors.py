@@ -7,3 +7,7 @@ class FastnasError(ValueError):
     The command lines print it as ``error: <sentence>`` and exit with status 2; from Python it is an
     ordinary ``ValueError``.
     """
+
+
+class RepeatedError(FastnasError):
+    """A mistake that another process of a data-parallel run tells: the command lines print it there alone."""

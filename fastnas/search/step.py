@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnas.bilevel import InnerSettings, InnerSgd, Inspected, Method, Trajectory, Watch
 from fastnas.runs.optimiser import Adam, Sgd
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, eagerly, gradients, narrow, pinned
 from fastnas.supernet.graphs import WARM_UP
 
@@ -54,6 +55,8 @@ class SearchStep:
         states: of a recurrent network: the hidden states (B, units), live, that the next batches of the streams "train"
             and "val" begin with. A batch then comes as words and targets, and its stream's state is put between them.
             A weight step leaves its own in "train", a hypergradient that of its last validation pass in "val".
+        ranks: the processes of a data-parallel search, each with its shard of every batch, all of the same size. What
+            the oracles and the weight step compute is averaged over them, so all move alike.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class SearchStep:
         graphs: Graphs | None = None,
         precision: torch.dtype | None = None,
         states: Mapping[str, Tensor] | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.precision, self.states = precision, dict(states or {})
+        self.precision, self.states, self.ranks = precision, dict(states or {}), ranks
         self.net, self.method, self.settings, self.graphs = net, method, settings, graphs
         self._warming_up = WARM_UP
         if graphs is not None:
@@ -135,17 +139,27 @@ class SearchStep:
         """One step of SGD; BatchNorm's running statistics move. Returns the loss and the number of hits."""
         batch = self.placed("train", batch)
         self.weight_optimiser.set_rate(learning_rate)
+        body = self._weight_pass if self.ranks.size == 1 else self._gradient_pass
         if self.graphs is None:
-            loss, correct, *states = eagerly(self._weight_pass, batch)
+            loss, correct, *states = eagerly(body, batch)
         else:
             loss, correct, *states = self.graphs.run(
-                "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
+                "weight_step", body, batch, of=(self.net, self.weight_optimiser)
             )
+        if self.ranks.size > 1:
+            grad, *states = states
+            loss, correct = self._move_together(grad, loss, correct)
         self._carry("train", states)
         return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
     def _weight_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A weight step at the rate that was set, one CUDA graph; loss, hits, and what is carried."""
+        loss, correct, grad, *states = self._gradient_pass(*batch)
+        self.weight_optimiser.move(grad)
+        return loss, correct, *states
+
+    def _gradient_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """:meth:`_weight_pass` without the step; loss, hits, gradient (P,), and what is carried."""
         *inputs, targets = batch
         self.net.train()
         with pinned(tf32=True):
@@ -156,8 +170,14 @@ class SearchStep:
                 self.net.penalty(targets),
             )
             (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
-        self.weight_optimiser.move(grad)
-        return loss.detach(), self._hits(logits.detach(), targets), *self.net.carried()
+        return loss.detach(), self._hits(logits.detach(), targets), grad, *self.net.carried()
+
+    def _move_together(self, grad: Tensor, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight step along the mean gradient of all ranks; their mean loss and all hits, in one all-reduce."""
+        numbers = torch.stack([loss.to(grad.dtype), correct.to(grad.dtype)])
+        both = self.ranks.average_(torch.cat([grad, numbers]))
+        self.weight_optimiser.move(both[:-2])
+        return both[-2], (both[-1] * self.ranks.size).round().to(correct.dtype)
 
     def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
         if not self.net.classifies:
@@ -172,7 +192,11 @@ class SearchStep:
             logits = self.net(*inputs)
         loss = F.cross_entropy(logits.to(self.net.weights.flat.dtype), targets)
         self._carry("train", self.net.carried())
-        return loss, self._hits(logits, targets)
+        correct = self._hits(logits, targets)
+        if self.ranks.size > 1:
+            loss = self.ranks.average_(loss.clone())
+            correct = self.ranks.sum_(correct.clone())
+        return loss, correct
 
     def alpha_step(
         self, train: Batch, val: Batch, learning_rate: float, trajectory: Trajectory | None = None
@@ -203,7 +227,8 @@ class SearchStep:
     def problem(self, train: Batch, val: Batch) -> SupernetProblem:
         """The oracles on these batches."""
         train, val = self.placed("train", train), self.placed("val", val)
-        return SupernetProblem(self.net, train, val, graphs=self.graphs)
+        average = self.ranks.average_ if self.ranks.size > 1 else None
+        return SupernetProblem(self.net, train, val, graphs=self.graphs, average=average)
 
     def settings_at(
         self, learning_rate: float, trajectory: Trajectory | None = None, watch: Watch | None = None

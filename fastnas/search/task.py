@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.search.config import SearchConfig
 from fastnas.search.images import ImageTask
 from fastnas.search.text import TextTask
@@ -100,10 +102,11 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: SearchConfig, device: torch.device) -> Task:
-    """The task of a resolved configuration, its data read and on ``device``.
+def make_task(config: SearchConfig, device: torch.device, ranks: Ranks = ALONE) -> Task:
+    """The task of a resolved configuration, its data read and on ``device``; batches are this rank's shards.
 
     Raises:
         FastnasError: a mistake in the data.
     """
-    return TextTask(config, device) if config.reads == "text" else ImageTask(config, device)
+    ranks.check_divides(filled(config.images.batch_size))
+    return TextTask(config, device, ranks) if config.reads == "text" else ImageTask(config, device, ranks)
