@@ -203,8 +203,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"Search steps on DARTS' supernet, C = {c['channels']}, {c['layers']} cells, {result['weights']:,} weights, "
         f"batch {c['batch_size']} of {c['image_size']}x{c['image_size']} (strong: all processes together, weak: each), "
-        f"float32, gloo, one thread a process; {e['device']}, torch {e['torch']}, fastnas {e['fastnas']} ({e['commit']}), "
-        f"{e['date']}. Medians of {c['rounds']} rounds of the slowest process.",
+        f"float32, gloo, one thread a process; {e['device']}, torch {e['torch']}, fastnas {e['fastnas']} "
+        f"({e['commit']}), {e['date']}. Medians of {c['rounds']} rounds of the slowest process.",
         "",
         "| scaling | method | processes | seconds | p20 | p80 | efficiency |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",

@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from fastnas.errors import FastnasError
+from fastnas.errors import FastnasError, Terminated
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def interrupted_quietly() -> Iterator[None]:
 def clear_errors() -> Iterator[None]:
     """Turns a user's mistake, or a system that refuses, into ``error: <sentence>`` and a non-zero exit.
 
-    Ctrl-C ends with what it has to say, or "interrupted", and status 130.
+    Ctrl-C ends with what it has to say, or "interrupted", and status 130; SIGTERM, where it is handled, with 143.
     """
     try:
         yield
@@ -43,7 +44,7 @@ def clear_errors() -> Iterator[None]:
         _fail(str(error), 2)
     except KeyboardInterrupt as stop:
         print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
         # The reader (head, less) has gone: no more output, and none from the interpreter's own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,14 +64,17 @@ def flag_value(arguments: list[str], flag: str) -> str | None:
 
 
 def explicit_resume(arguments: list[str]) -> list[str]:
-    """A bare ``--resume`` gets the folder of ``--out``."""
+    """A bare ``--resume`` gets the folder of ``--out``, or is left out where there is no run yet: it begins then."""
     if "--resume" not in arguments or flag_value(arguments, "--resume") is not None:
         return arguments
     out = flag_value(arguments, "--out")
     if out is None:
         raise FastnasError("--resume needs the folder of the run: --resume runs/NAME")
+    from fastnas.runs.folder import holds_run  # here: it imports torch
+
     at = arguments.index("--resume")
-    return [*arguments[: at + 1], out, *arguments[at + 1 :]]
+    value = ["--resume", out] if holds_run(Path(out)) else []
+    return [*arguments[:at], *value, *arguments[at + 1 :]]
 
 
 def _fail(sentence: str, status: int) -> None:

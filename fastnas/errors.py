@@ -1,4 +1,4 @@
-"""What fastnas raises for a user's mistake."""
+"""What fastnas raises for a user's mistake, and when it is told to end."""
 
 
 class FastnasError(ValueError):
@@ -11,3 +11,7 @@ class FastnasError(ValueError):
 
 class RepeatedError(FastnasError):
     """A mistake that another process of a data-parallel run tells: the command lines print it there alone."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""

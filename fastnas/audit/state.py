@@ -16,7 +16,7 @@ from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
 from fastnas.bilevel.problem import kept
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt
-from fastnas.search.checkpoint import load_checkpoint, read_config
+from fastnas.search.checkpoint import read_config
 from fastnas.search.config import SearchConfig
 from fastnas.search.folder import RunFolder
 from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
@@ -141,12 +141,13 @@ def _warm_up(state: State, steps: int, minibatches: int) -> None:
 
 
 def _load(search: Search, folder: Path) -> int:
-    file = RunFolder(folder).checkpoint_file
-    if not file.exists():
+    state = RunFolder(folder).newest(search.config)
+    if state is None:
         raise FastnasError(
-            f"the run in {folder} has no checkpoint yet: wait for its first epoch, or audit a fresh supernet"
+            f"the run in {folder} has no checkpoint yet: wait for its first, or audit a fresh supernet"
         )
-    return load_checkpoint(file, search.step, search.config)
+    search.take_up(state, str(folder))
+    return state.moment.epoch
 
 
 def _as_saved(audited: SearchConfig, checkpoint: Path | None) -> SearchConfig:

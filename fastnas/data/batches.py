@@ -169,6 +169,13 @@ class Batches:
         while True:
             yield from self
 
+    def begin(self, seed: int, skip: int = 0) -> None:
+        """Make the next pass the first one of the generator at ``seed``, behind its first ``skip`` batches."""
+        if self.generator is None:
+            raise FastnasError("evaluation batches have no seed: they always start from the first image")
+        self.generator.manual_seed(seed)
+        self._pass_state, self._served, self._skip = None, 0, skip
+
     def state_dict(self) -> dict[str, Any]:
         """Where the pass in progress stands: ``generator`` (uint8 tensor) and ``served`` (int)."""
         if self.generator is None:

@@ -89,6 +89,7 @@ class StreamedImages(Dataset[Any]):
         workers: int,
         limit: int | None = None,
         shard: Shard = WHOLE,
+        skip: int = 0,
     ) -> Iterator[Batch]:
         """All images once: (x float32 (B, 3, S, S), normalised, channels last; y int64 (B,)) on ``device``.
 
@@ -98,13 +99,14 @@ class StreamedImages(Dataset[Any]):
             workers: processes that read ahead; 0: none but this one.
             limit: only so many images, the first ones of the order.
             shard: which part of every batch is read.
+            skip: leave out so many batches at the beginning.
 
         Raises:
             FastnasError: an image that cannot be read, named.
         """
         loader = DataLoader(
             self,
-            sampler=self._parts(batch_size, epoch, limit, shard),
+            sampler=self._parts(batch_size, epoch, limit, shard)[skip:],
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",

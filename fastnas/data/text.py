@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def window(text: Tensor, begin: int, length: int) -> tuple[Tensor, Tensor]:
 class Windows:
     """Windows of one length over parallel streams, in order.
 
-    Iterating is one pass, from the beginning; `forever` goes on. Nothing is random.
+    Iterating is one pass, from the beginning; `forever` goes on. Nothing is random. Follow one iterator at a time.
 
     Args:
         text: (T, B), from ``streams``; windows are made on its device.
@@ -123,6 +124,8 @@ class Windows:
 
     def __init__(self, text: Tensor, length: int, *, drop_last: bool = True) -> None:
         self.text, self.length, self.drop_last = text, length, drop_last
+        self._served = 0  # windows of the pass in progress handed out so far
+        self._skip = 0  # windows of the next pass already handed out before a resume
         if drop_last and len(text) - 1 < length:
             raise FastnasError(
                 f"--bptt {length} is more than the {len(text) - 1} words that each of {text.shape[1]} streams has; "
@@ -136,13 +139,36 @@ class Windows:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass: words (L, B) and targets (L B,)."""
-        for i in range(len(self)):
+        first, self._skip = self._skip, 0
+        for i in range(first, len(self)):
+            self._served = i + 1
             yield window(self.text, i * self.length, self.length)
 
     def forever(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Pass after pass without end."""
         while True:
             yield from self
+
+    def begin(self, seed: int) -> None:
+        """Make the next pass begin with the first window; there is nothing that a seed could change."""
+        self._served, self._skip = 0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass in progress stands: ``served`` (int)."""
+        return {"served": 0 if self._served == len(self) else self._served}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration go on where ``state`` was taken.
+
+        Raises:
+            FastnasError: the state belongs to other windows.
+        """
+        served = state.get("served")
+        if not isinstance(served, int) or not 0 <= served < len(self):
+            raise FastnasError(
+                f"cannot resume after {served} windows of a pass of {len(self)}: other data, batch size or bptt"
+            )
+        self._served = self._skip = served
 
 
 def _file(name: str, folder: Path, part: str) -> Path:

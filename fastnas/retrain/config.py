@@ -123,6 +123,9 @@ class RunConfig:
     """torch.compile: on, off, or auto: on a GPU."""
     threads: int | None = None
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
+    checkpoint_seconds: float = 300.0
+    """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
+    SIGTERM ends the training; 0: after every step. The three newest are kept."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-retrain-<space>-<dataset>."""
     resume: Path | None = None
@@ -268,6 +271,7 @@ _BOUNDS: Bounds = {
     "label_smoothing": (0, True),
     "seed": (0, True),
     "threads": (1, True),
+    "checkpoint_seconds": (0, True),
 }
 _BELOW_ONE = ("drop_path", "test_portion", "momentum", "label_smoothing")
 

@@ -1,4 +1,4 @@
-"""The folder of a retraining, and its checkpoint."""
+"""The folder of a retraining."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from typing import Any
 
 from safetensors.torch import save
 
+from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Trainer
-from fastnas.runs.checkpoint import (
-    Kind,
-    put_back_random_states,
-    read_state,
-    read_stored,
-    write_atomically,
-    write_state,
-)
-from fastnas.runs.folder import Folder
+from fastnas.runs.checkpoint import Kind
+from fastnas.runs.files import write_atomically
+from fastnas.runs.folder import Folder, read_stored
 from fastnas.spaces.family import AnyGenotype
 
-RETRAIN = Kind("fastnas-retrain-1", "retraining")
+RETRAIN = Kind("fastnas-retrain", "retraining", 2)
 
 
 class RetrainFolder(Folder):
@@ -31,7 +26,7 @@ class RetrainFolder(Folder):
     config.json              the full configuration, the versions, and what the data say of the network
     genotype.json            what is trained
     metrics.jsonl            one row an epoch
-    checkpoint.safetensors   the newest state; replaced whole
+    checkpoints/             the newest three states
     result.json              at the end: accuracies, parameters, multiply-adds, throughput
     network.safetensors      at the end: weights and running statistics
     """
@@ -39,6 +34,7 @@ class RetrainFolder(Folder):
     COMMAND = "fastnas.retrain"
     DOING = "training"
     ROW = frozenset({"epoch", "train_loss", "test_loss", "seconds"})
+    KIND = RETRAIN
 
     @classmethod
     def for_config(cls, config: RetrainConfig) -> RetrainFolder:
@@ -61,30 +57,24 @@ class RetrainFolder(Folder):
         return self.path / "result.json"
 
     def start(self, config: RetrainConfig, genotype: AnyGenotype, reads: Mapping[str, Any]) -> None:
-        """Makes the folder and writes config.json, with ``Trainer.reads`` in it, and the genotype.
+        """Makes the folder and writes config.json, with ``Trainer.reads`` and the genotype in it, and genotype.json.
 
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
-        self.make(config, {"reads": dict(reads)})
-        write_atomically(self.genotype_file, json.dumps(genotype.to_json(), indent=2) + "\n")
+        self.make(config, {"reads": dict(reads), "genotype": genotype.to_json()})
 
-    def restore(self, trainer: Trainer, config: RetrainConfig) -> tuple[int, list[dict[str, Any]]]:
-        """Puts the newest checkpoint into ``trainer``; returns the epochs done and their metrics."""
-        self.lock()
-        epoch = 0
-        if self.checkpoint_file.exists():
-            state = read_state(self.checkpoint_file, RETRAIN, config)
-            trainer.load(self.checkpoint_file, state.tensors)
-            put_back_random_states(state.tensors, trainer.device)
-            epoch = state.epoch
-        return epoch, self.rows_until(epoch)
-
-    def save(self, trainer: Trainer, config: RetrainConfig, row: dict[str, Any]) -> None:
-        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it."""
-        self.add_row(row)
-        options = config.to_options()
-        write_state(self.checkpoint_file, RETRAIN, trainer.state(), options, row["epoch"], trainer.device)
+    def fill(self) -> None:
+        """Writes genotype.json, out of config.json."""
+        if self.genotype_file.exists():
+            return
+        try:
+            genotype = json.loads(self.config_file.read_text(encoding="utf-8"))["genotype"]
+        except (OSError, ValueError, KeyError):
+            raise FastnasError(
+                f"{self.path} holds neither genotype.json nor config.json's copy of it"
+            ) from None
+        write_atomically(self.genotype_file, json.dumps(genotype, indent=2) + "\n")
 
     def finish(self, trainer: Trainer, result: dict[str, Any]) -> None:
         """Writes the network and the result."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,10 @@ from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.network import network_of
 from fastnas.retrain.sources import source_of
-from fastnas.runs.checkpoint import put_back
+from fastnas.retrain.trainer import Tally
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
+from fastnas.runs.saving import Saving
 from fastnas.runs.schedule import drop_path, learning_rate
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow
@@ -42,6 +41,7 @@ class ImageTrainer:
         )
 
         self.config, self.device, self.interrupt = config, device, interrupt
+        self.tally: Tally | None = None
         self.source = source_of(config, device)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
         self.size = self.source.train_images
@@ -73,45 +73,49 @@ class ImageTrainer:
             torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         self.compiled = compiled_heads(self.net, config, device)
 
-    def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
-        """Trains on all images, tests on all test images; the row of metrics."""
-        begin, batch_size = time.perf_counter(), self.config.images.batch_size
+    def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
+        """Trains on all images that are left of it, tests on all test images; the row of metrics."""
         if self.net.drop_path is not None:
             self.net.drop_path.fill_(
                 drop_path(self.config.network.drop_path or 0.0, self.config.epochs, epoch)
             )
-        steps = math.ceil(self.size / (batch_size or 1))
-        loss, correct = self._zero(self.dtype), self._zero(torch.int64)
-        seen = 0
-        for step, batch in enumerate(self._cast(self.source.train(epoch))):
-            self.interrupt.check()
-            rate = self.learning_rate(epoch, step / steps)
-            its_loss, its_correct = self.step(batch, rate)
-            seen += (count := len(batch[1]))
+        if self.tally is None:
+            self.tally = Tally({"loss": self._zero(self.dtype), "correct": self._zero(torch.int64)})
+        tally = self.tally
+        loss, correct = tally.tensors["loss"], tally.tensors["correct"]
+        steps = math.ceil(self.size / (self.config.images.batch_size or 1))
+        for batch in self._cast(self.source.train(epoch, tally.steps)):
+            saving.between_steps()
+            its_loss, its_correct = self.step(batch, self.learning_rate(epoch, tally.steps / steps))
+            count = len(batch[1])
             loss += its_loss * count
             correct += its_correct
+            tally.steps, tally.seen = tally.steps + 1, tally.seen + count
             if bar.update(count):  # reading the numbers waits for the device
                 bar.set_postfix(
-                    {"loss": f"{its_loss.item():.3f}", "acc": f"{100 * correct.item() / seen:.1f}%"}
+                    {"loss": f"{its_loss.item():.3f}", "acc": f"{100 * correct.item() / tally.seen:.1f}%"}
                 )
+        saving.between_steps()
         row: dict[str, Any] = {
             "epoch": epoch,
             "learning_rate": self.learning_rate(epoch),
             "drop_path": 0.0 if self.net.drop_path is None else self.net.drop_path.item(),
-            "train_loss": loss.item() / seen,
-            "train_accuracy": correct.item() / seen,
+            "train_loss": loss.item() / tally.seen,
+            "train_accuracy": correct.item() / tally.seen,
         }
-        trained = time.perf_counter() - begin
-        row |= self._test()
+        trained = tally.seconds
+        with saving.state_kept():
+            row |= self._test()
         for name in ("train_loss", "test_loss"):
             if not math.isfinite(row[name]):
                 raise FastnasError(
                     f"epoch {epoch}: {name} became {row[name]}; "
                     "start again with a lower --learning-rate in another --out"
                 )
+        self.tally = None
         return row | {
-            "seconds": time.perf_counter() - begin,
-            "images_per_second": seen / trained,
+            "seconds": tally.seconds,
+            "images_per_second": tally.seen / trained,
             "peak_memory_bytes": peak_memory(self.device),
         }
 
@@ -173,14 +177,10 @@ class ImageTrainer:
             f"{row['images_per_second']:.0f} img/s"
         )
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Weights, running statistics and momentum, live."""
         state = {"weights": self.net.weights.flat, "running": self.net.running.flat}
         return state | {f"sgd.{name}": tensor for name, tensor in self.optimiser.state().items()}
-
-    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` gave."""
-        put_back(path, tensors, self.state())
 
     def weights(self) -> dict[str, Tensor]:
         """Weights and running statistics by name, as the network's modules call them."""

@@ -16,8 +16,10 @@ from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
 from fastnas.retrain.text import TextTrainer
-from fastnas.retrain.trainer import Trainer
+from fastnas.retrain.trainer import Tally, Trainer
+from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.saving import Saving
 from fastnas.spaces import family, read_genotype
 from fastnas.spaces.family import AnyGenotype
 
@@ -44,8 +46,9 @@ class RetrainResult:
 def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResult:
     """Runs (or resumes) the retraining that ``config`` describes.
 
-    Everything is checked, and the data read, before the run's folder is made. Ctrl-C ends it after the step in
-    progress, a second one at once; the run goes on from its newest checkpoint when it is resumed.
+    Everything is checked, and the data read, before the run's folder is made. Ctrl-C or SIGTERM ends it after the
+    step in progress, behind a checkpoint, a second Ctrl-C at once; the run goes on from its newest checkpoint when it
+    is resumed.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
@@ -55,20 +58,21 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
     folder = RetrainFolder.for_config(config)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    if config.run.resume is not None:
+        folder.fill()
     # A resumed run trains what it began with, whatever has become of the file that named it.
     source = folder.genotype_file if config.run.resume is not None else config.network.genotype
     genotype = read_genotype(config.space, str(source))
     with interrupt_flag() as interrupt:
         trainer = trainer_of(config, genotype, named_device(config.run.device), interrupt)
         interrupt.defer()
-        done: int = 0
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             folder.start(config, genotype, trainer.reads)
-        else:
-            done, rows = folder.restore(trainer, config)
         with folder.resumable():
-            _epochs(trainer, config, folder, done, rows, progress, interrupt)
+            if config.run.resume is not None:
+                rows = _taken_up(trainer, config, folder)
+            _epochs(trainer, config, folder, rows, progress, interrupt)
             result = result_of(trainer, config, genotype, rows)
             folder.finish(trainer, result)
     return RetrainResult(result, rows, genotype, folder.path, config)
@@ -83,30 +87,62 @@ def trainer_of(
     return ImageTrainer(config, genotype, device, interrupt)
 
 
+def _taken_up(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) -> list[dict[str, Any]]:
+    """Puts the newest checkpoint into ``trainer``, if there is one yet; the rows of the epochs that it has done."""
+    state = folder.taken_up(config)
+    if state is None:
+        return []
+    put_back(str(folder.path), state.tensors, trainer.tensors())
+    put_back_random_states(state.tensors, trainer.device)
+    if state.moment.step:
+        trainer.tally = Tally.of(state, trainer.device)
+    return state.rows
+
+
+def state_of(trainer: Trainer, rows: list[dict[str, Any]]) -> State:
+    """The whole state of a retraining between two steps; ``rows`` are those of the epochs done."""
+    tensors, numbers, tally = {**trainer.tensors(), **random_states(trainer.device)}, {}, trainer.tally
+    steps = 0 if tally is None else tally.steps
+    if tally is not None and steps:
+        tensors |= {f"epoch.{name}": tensor for name, tensor in tally.tensors.items()}
+        numbers = tally.numbers()
+    return State(
+        Moment(len(rows), steps),
+        {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+        rows,
+        numbers,
+    )
+
+
 def _epochs(
     trainer: Trainer,
     config: RetrainConfig,
     folder: RetrainFolder,
-    done: int,
     rows: list[dict[str, Any]],
     progress: bool,
     interrupt: Interrupt,
 ) -> None:
-    """The epochs after the first ``done``, each saved in ``folder`` and added to ``rows``."""
-    epochs, size = config.epochs, trainer.size
+    """The epochs that are left, each saved in ``folder`` and added to ``rows``."""
+    epochs, size, options = config.epochs, trainer.size, config.to_options()
+    saving = Saving(
+        lambda: folder.checkpoints.write(state_of(trainer, rows), options),
+        interrupt,
+        config.run.checkpoint_seconds,
+    )
     with tqdm(
         total=epochs * size,
-        initial=done * size,
+        initial=len(rows) * size + (trainer.tally.seen if trainer.tally else 0),
         unit=trainer.unit,
         dynamic_ncols=True,
         # None: no bar where the output is no terminal, but a row an epoch still.
         disable=None if progress else True,
     ) as bar:
-        for epoch in range(done + 1, epochs + 1):
+        for epoch in range(len(rows) + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}")
-            row = trainer.epoch(epoch, bar)
+            row = trainer.epoch(epoch, bar, saving)
             rows.append(row)
-            folder.save(trainer, config, row)
+            folder.add_row(row)
+            saving.now()
             if progress:
                 tqdm.write(
                     f"epoch {epoch}/{epochs}  {trainer.line(row)}  {row['seconds']:.1f} s", file=sys.stdout

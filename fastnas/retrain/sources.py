@@ -33,8 +33,13 @@ class Source(Protocol):
     train_images: int
     test_images: int
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """The training images in an order and an augmentation that depend on seed and epoch alone."""
+    def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """The training images in an order and an augmentation that depend on seed and epoch alone.
+
+        Args:
+            epoch: from 1.
+            skip: leave out so many batches at the beginning.
+        """
         ...
 
     def test(self) -> Iterator[Batch]:
@@ -50,14 +55,14 @@ class Held:
         mean, std = channel_statistics(train)
         train, test = train.to(device), test.to(device)
         size = config.images.batch_size or 1
-        self._seed, self._generator = config.run.seed, torch.Generator(device)
+        self._seed = config.run.seed
         self._train = Batches(
             train,
             size,
             mean=mean,
             std=std,
             augment=config.augment,
-            generator=self._generator,
+            generator=torch.Generator(device),
             drop_last=False,
             memory_format=FORMAT,
         )
@@ -65,9 +70,9 @@ class Held:
         self.classes, self.channels, self.size = len(train.classes), train.channels, train.size
         self.train_images, self.test_images = len(train), len(test)
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """One pass over the training images."""
-        self._generator.manual_seed(self._seed * 1_000_003 + epoch)
+    def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """One pass over the training images, behind the first ``skip`` batches."""
+        self._train.begin(self._seed * 1_000_003 + epoch, skip)
         return iter(self._train)
 
     def test(self) -> Iterator[Batch]:
@@ -93,18 +98,25 @@ class Streamed:
         self.train_images = min(len(self._train), images.images or len(self._train))
         self.test_images = len(self._test)
 
-    def train(self, epoch: int) -> Iterator[Batch]:
-        """One pass over the training images."""
-        return self._batches(self._train, epoch, self.train_images)
+    def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """One pass over the training images, behind the first ``skip`` batches."""
+        return self._batches(self._train, epoch, self.train_images, skip)
 
     def test(self) -> Iterator[Batch]:
         """One pass over the test images."""
         return self._batches(self._test, 0, None)
 
-    def _batches(self, images: StreamedImages, epoch: int, limit: int | None) -> Iterator[Batch]:
+    def _batches(
+        self, images: StreamedImages, epoch: int, limit: int | None, skip: int = 0
+    ) -> Iterator[Batch]:
         wanted = self._config.images
         return images.batches(
-            wanted.batch_size or 1, epoch=epoch, device=self._device, workers=wanted.workers, limit=limit
+            wanted.batch_size or 1,
+            epoch=epoch,
+            device=self._device,
+            workers=wanted.workers,
+            limit=limit,
+            skip=skip,
         )
 
 

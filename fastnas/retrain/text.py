@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from fastnas._measure import peak_memory
 from fastnas.data import Windows, read_corpus, streams, window
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
-from fastnas.runs.checkpoint import put_back
+from fastnas.retrain.trainer import Tally
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.options import filled
+from fastnas.runs.saving import Saving
 from fastnas.spaces.family import AnyGenotype
 from fastnas.spaces.recurrent import RecurrentGenotype, network
 from fastnas.supernet import build_recurrent, gradients, mean_loss, narrow, perplexity
@@ -49,6 +49,7 @@ class TextTrainer:
         )
 
         self.config, self.device, self.interrupt = config, device, interrupt
+        self.tally: Tally | None = None
         assert isinstance(genotype, RecurrentGenotype)
         run, optimiser, text = config.run, config.optimiser, config.text
         if run.compile == "on":
@@ -88,32 +89,34 @@ class TextTrainer:
         self.averaged = torch.zeros((), dtype=torch.int64)
         self.losses = torch.full((config.epochs,), math.inf, dtype=torch.float64)
 
-    def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
+    def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
         """Trains on the whole text in windows of random lengths, then validates and tests; the row of metrics."""
-        begin, rate = time.perf_counter(), filled(self.config.optimiser.learning_rate)
-        hidden = self.net.initial_state(self.train.shape[1])
-        loss, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        for start, length in window_lengths(
-            len(self.train), filled(self.config.text.bptt), self.config.run.seed, epoch
-        ):
-            self.interrupt.check()
+        rate, bptt = filled(self.config.optimiser.learning_rate), filled(self.config.text.bptt)
+        if self.tally is None:
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            self.tally = Tally({"loss": loss, "hidden": self.net.initial_state(self.train.shape[1])})
+        tally, sums = self.tally, self.tally.tensors
+        windows = window_lengths(len(self.train), bptt, self.config.run.seed, epoch)
+        for start, length in islice(windows, tally.steps, None):
+            saving.between_steps()
             words, targets = window(self.train, start, length)
-            its_loss, hidden = self.step(
-                words, hidden, targets, rate * length / filled(self.config.text.bptt)
-            )
-            loss += its_loss * len(targets)
-            seen += len(targets)
+            its_loss, sums["hidden"] = self.step(words, sums["hidden"], targets, rate * length / bptt)
+            sums["loss"] += its_loss * len(targets)
+            tally.steps, tally.seen = tally.steps + 1, tally.seen + len(targets)
             if bar.update(len(targets)):  # reading the number waits for the device
                 bar.set_postfix(
                     {"loss": f"{its_loss.item():.3f}", "perplexity": f"{perplexity(its_loss.item()):.1f}"}
                 )
-        trained = time.perf_counter() - begin
+        saving.between_steps()
+        trained = tally.seconds
+        with saving.state_kept():
+            losses = self._losses()
         row: dict[str, Any] = {
             "epoch": epoch,
             "learning_rate": rate,
             "averaged_steps": max(int(self.averaged) - 1, 0),
-            "train_loss": loss.item() / seen,
-            **self._evaluate(epoch),
+            "train_loss": sums["loss"].item() / tally.seen,
+            **self._judged(epoch, *losses),
         }
         for name in ("train_loss", "val_loss", "test_loss"):
             if not math.isfinite(row[name]):
@@ -121,9 +124,10 @@ class TextTrainer:
                     f"epoch {epoch}: {name} became {row[name]}; "
                     "start again with a lower --learning-rate in another --out"
                 )
+        self.tally = None
         return row | {
-            "seconds": time.perf_counter() - begin,
-            "words_per_second": seen / trained,
+            "seconds": tally.seconds,
+            "words_per_second": tally.seen / trained,
             "peak_memory_bytes": peak_memory(self.device),
         }
 
@@ -144,17 +148,24 @@ class TextTrainer:
             self.average.lerp_(self.net.weights.flat, 1 / int(self.averaged))
         self.averaged += 1
 
-    def _evaluate(self, epoch: int) -> dict[str, float]:
-        """Losses of the network that is tested; the best is kept, and averaging begins when it is time to."""
-        bptt, patience = filled(self.config.text.bptt), filled(self.config.text.patience)
+    def _losses(self) -> tuple[float, float]:
+        """Validation and test loss of the network that is tested."""
+        bptt = filled(self.config.text.bptt)
         with self._tested():
             val, test = (
                 mean_loss(self.net, Windows(text, bptt, drop_last=False), self.interrupt.check)
                 for text in (self.valid, self.test)
             )
-            if val < self.losses.min():
+        return val, test
+
+    def _judged(self, epoch: int, val: float, test: float) -> dict[str, float]:
+        """The row's entries of these losses; the best network is kept, and averaging begins when it is time to."""
+        if val < self.losses.min():
+            with self._tested():
                 self.best.copy_(self.net.weights.flat)
-        if not self.averaged and averaging_begins(self.losses[: epoch - 1].tolist(), val, patience):
+        if not self.averaged and averaging_begins(
+            self.losses[: epoch - 1].tolist(), val, filled(self.config.text.patience)
+        ):
             self.averaged += 1
         self.losses[epoch - 1] = val
         return {
@@ -186,7 +197,7 @@ class TextTrainer:
             f"test perplexity {row['test_perplexity']:.2f}  {row['words_per_second']:.0f} words/s{mean}"
         )
 
-    def state(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Weights, their mean, the best of them, the losses so far and the momentum, live."""
         state = {
             "weights": self.net.weights.flat,
@@ -196,10 +207,6 @@ class TextTrainer:
             "losses": self.losses,
         }
         return state | {f"sgd.{name}": tensor for name, tensor in self.optimiser.state().items()}
-
-    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Puts back what ``state`` gave."""
-        put_back(path, tensors, self.state())
 
     def weights(self) -> dict[str, Tensor]:
         """The weights of the epoch with the lowest validation loss, by name."""

@@ -1,49 +1,58 @@
-"""The folder of a run: its configuration, one row of metrics an epoch, its checkpoint."""
+"""The folder of a run: its configuration, one row of metrics an epoch, its checkpoints."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import IO, Any, ClassVar, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
-from fastnas.runs.checkpoint import naming, read_stored, write_atomically
-from fastnas.runs.options import Options
+from fastnas.runs.checkpoint import Checkpoints, Kind, State
+from fastnas.runs.files import PART, naming, remove_parts, write_atomically
+from fastnas.runs.first_version import read_first_version
+from fastnas.runs.interrupt import stopped
+from fastnas.runs.options import Configured, Options
 
 LOCK = ".lock"
+CONFIG = "config.json"
 AnyFolder = TypeVar("AnyFolder", bound="Folder")
 
 
 class Folder:
     """Files of one run under ``path``. One process at a time works in it: it holds a lock to its end.
 
-    config.json              the full configuration and the versions
-    metrics.jsonl            one row an epoch
-    checkpoint.safetensors   the newest state; replaced whole
+    config.json     the full configuration and the versions; what makes the folder a run
+    metrics.jsonl   one row an epoch; the checkpoints hold them, too
+    checkpoints/    the newest three (``Checkpoints``)
 
     Attributes:
         COMMAND: the module that makes such runs.
         DOING: what a process does in one, for the sentence of the lock.
         ROW: the keys of a row of metrics that are always there.
+        KIND: of its checkpoints.
     """
 
     COMMAND: ClassVar[str]
     DOING: ClassVar[str]
     ROW: ClassVar[frozenset[str]]
+    KIND: ClassVar[Kind]
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config_file = path / "config.json"
+        self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
-        self.checkpoint_file = path / "checkpoint.safetensors"
+        self.checkpoints = Checkpoints(path / "checkpoints", self.KIND)
+        self._lock_file: IO[str] | None = None
 
     @classmethod
     def named(
@@ -80,6 +89,8 @@ class Folder:
     def make(self, config: Options, more: Mapping[str, Any] | None = None) -> None:
         """Makes the folder and writes config.json, with ``more`` in it; if that fails, what it wrote is removed.
 
+        Whatever else belongs into a new folder is made anew when a run that was killed in between is resumed.
+
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
@@ -88,11 +99,12 @@ class Folder:
         self.lock()
         _check_empty(self.path)
         try:
+            remove_parts(self.path)
             options = {**config.to_options(), "out": str(self.path), "resume": None}
             versions = {"fastnas": __version__, "torch": torch.__version__}
             content = {"command": self.COMMAND, **versions, "config": options, **(more or {})}
             write_atomically(self.config_file, json.dumps(content, indent=2) + "\n")
-            self._fill()
+            self.fill()
         except BaseException:
             self.config_file.unlink(missing_ok=True)
             (self.path / LOCK).unlink(missing_ok=True)
@@ -100,8 +112,8 @@ class Folder:
                 self.path.rmdir()
             raise
 
-    def _fill(self) -> None:
-        """What else a new folder holds."""
+    def fill(self) -> None:
+        """Makes what else a folder holds from the beginning, where it is not there."""
 
     def lock(self) -> None:
         """Takes the folder, until the process ends, however it ends.
@@ -117,22 +129,27 @@ class Folder:
                 f"another process is {self.DOING} in {self.path}: wait for it, or stop it"
             ) from None
 
-    def rows_until(self, epoch: int) -> list[dict[str, Any]]:
-        """The metrics of the first ``epoch`` epochs.
+    def newest(self, config: Options) -> State | None:
+        """What the newest whole checkpoint holds, one that fastnas 0.1 wrote among them; None: there is none yet.
 
-        Rows of later epochs, written before a stop that came before their checkpoint, are dropped.
+        Damaged ones are said on the standard error, and the one before them is taken.
 
         Raises:
-            FastnasError: some are missing.
+            FastnasError: none is whole, or they are of another configuration.
         """
-        rows = [row for row in self._rows() if row["epoch"] <= epoch]
-        if [row["epoch"] for row in rows] != list(range(1, epoch + 1)):
-            raise FastnasError(
-                f"{self.metrics_file} does not hold the {epoch} epochs of the checkpoint; it was cut short or edited"
-            )
-        if self.metrics_file.exists():
-            write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
-        return rows
+        found = self.checkpoints.newest(config, lambda sentence: tqdm.write(sentence, file=sys.stderr))
+        return found or read_first_version(self.path, self.KIND, config, self.ROW)
+
+    def taken_up(self, config: Options) -> State | None:
+        """:meth:`newest`, to go on: the folder is locked, cleared of what a stop left, and holds the state's rows."""
+        self.lock()
+        state = self.newest(config)
+        remove_parts(self.path)
+        self.fill()
+        self.checkpoints.clear()
+        rows = [] if state is None else state.rows
+        write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
+        return state
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Writes an epoch's row behind the others."""
@@ -141,33 +158,63 @@ class Folder:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Within it Ctrl-C and a system that refuses (a full disk) end with the command that goes on."""
+        """Within it a signal and a system that refuses (a full disk) end with the command that goes on.
+
+        Behind it the folder is free for another process.
+        """
         try:
             yield
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; to go on: {self.resume_command()}") from None
+        except KeyboardInterrupt as stop:
+            raise stopped(stop, f"interrupted; to go on: {self.resume_command()}") from None
         except OSError as error:
             raise FastnasError(
-                f"{error.strerror or error}: {error.filename or 'while writing'}; once that is mended, go on by: "
-                f"{self.resume_command()}"
+                f"{error.strerror or error}: {error.filename or 'while writing'}; {self._last_good()}once that is "
+                f"mended, go on by: {self.resume_command()}"
             ) from None
+        finally:
+            if self._lock_file is not None:
+                self._lock_file.close()
+
+    def _last_good(self) -> str:
+        paths = self.checkpoints.paths()
+        return f"checkpoint {paths[0].stem} is whole; " if paths else ""
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
         return f"python -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
 
-    def _rows(self) -> list[dict[str, Any]]:
-        if not self.metrics_file.exists():
-            return []
-        rows = []
-        for line in self.metrics_file.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # cut short by a stop; its epoch has no checkpoint
-                continue
-            if isinstance(row, dict) and row.keys() >= self.ROW and isinstance(row["epoch"], int):
-                rows.append(row)
-        return rows
+
+def holds_run(path: Path) -> bool:
+    """Whether there is a run in the folder ``path`` to go on with."""
+    return (path / CONFIG).exists()
+
+
+def read_stored(path: Path, config_class: type[Configured], command: str) -> Configured:
+    """The configuration that the config.json of a run of ``command`` holds.
+
+    Raises:
+        FastnasError: it cannot be read, or is of another command.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise FastnasError(f"no run to resume in {path.parent}: {path.name}: {reason}") from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise FastnasError(f"{path} holds no readable configuration")
+    if content.get("command", command) != command:
+        raise FastnasError(f"the run in {path.parent} is one of {content['command']}, not of {command}")
+    options = content.get("config")
+    if not isinstance(options, dict) or not options:
+        raise FastnasError(f"{path} holds no readable configuration")
+    try:
+        return config_class.from_options(options)
+    except FastnasError as error:
+        raise FastnasError(f"{path}: {error}") from None
 
 
 def _dated_path(name: str) -> Path:
@@ -178,10 +225,10 @@ def _dated_path(name: str) -> Path:
 
 
 def _check_empty(path: Path) -> None:
-    if not path.is_dir() or not any(entry.name != LOCK for entry in path.iterdir()):
-        return
-    if (path / "config.json").exists():
+    """Raises FastnasError if ``path`` holds more than what a process killed in the making of a run leaves."""
+    if holds_run(path):
         raise FastnasError(
             f"--out {path} already holds a run: choose another folder, or go on with it by --resume {path}"
         )
-    raise FastnasError(f"--out {path} is not empty: choose another folder")
+    if path.is_dir() and any(entry.name != LOCK and entry.suffix != PART for entry in path.iterdir()):
+        raise FastnasError(f"--out {path} is not empty: choose another folder")

@@ -1,4 +1,4 @@
-"""Ctrl-C during a run: a flag that is read between steps."""
+"""Ctrl-C and SIGTERM during a run: a flag that is read between steps."""
 
 from __future__ import annotations
 
@@ -7,52 +7,70 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from fastnas.errors import Terminated
 
 
 class Interrupt:
-    """Whether Ctrl-C has been pressed.
+    """Whether a signal has asked the run to end, Ctrl-C or SIGTERM.
 
     Python raises KeyboardInterrupt wherever it happens to be, and drops it where exceptions are ignored: in a
-    ``__del__``, in a callback from C. The flag stays. A press is also raised at once, as Python does it, until
-    ``defer`` is called, and after it while an earlier press is pending: a step that hangs can be broken off.
+    ``__del__``, in a callback from C. The flag stays. A signal is also raised at once, as Python does it, until
+    ``defer`` is called. After that a second Ctrl-C is: a step that hangs can be broken off. A SIGTERM never is, since
+    who sends one (a scheduler, torchrun) may send several.
+
+    Attributes:
+        pending: the first signal that came; 0: none.
     """
 
     def __init__(self) -> None:
-        self.pending = False
+        self.pending = 0
         self._deferred = False
 
     def defer(self) -> None:
-        """From now on the first press waits for ``check``."""
+        """From now on the first signal waits for ``check``."""
         self.check()
         self._deferred = True
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if Ctrl-C has been pressed."""
+        """Raises KeyboardInterrupt, or Terminated, which is one, if a signal came."""
+        if self.pending == signal.SIGTERM:
+            raise Terminated
         if self.pending:
             raise KeyboardInterrupt
 
     def press(self, number: int, frame: FrameType | None) -> None:
-        """The handler of SIGINT."""
-        again, self.pending = self.pending, True
-        if again or not self._deferred:
-            signal.default_int_handler(number, frame)
+        """The handler of the signals."""
+        again, self.pending = self.pending, self.pending or number
+        if not self._deferred or (again and number == signal.SIGINT):
+            self.check()
+
+
+def stopped(stop: KeyboardInterrupt, sentence: str) -> KeyboardInterrupt:
+    """``stop`` with something to say."""
+    return type(stop)(sentence)
+
+
+# What Python does by itself at each signal, unless somebody handles it.
+_USUAL: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 @contextmanager
 def interrupt_flag() -> Iterator[Interrupt]:
-    """Within it Ctrl-C sets the flag that it yields.
+    """Within it Ctrl-C and SIGTERM set the flag that it yields.
 
-    Signals are the main thread's: in another one nothing changes, nor where SIGINT is ignored or the caller
-    handles it.
+    Signals are the main thread's: in another one nothing changes, nor for a signal that is ignored or that the caller
+    handles.
     """
     interrupt = Interrupt()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield interrupt
-        return
+    ours = threading.current_thread() is threading.main_thread()
+    taken = [number for number, usual in _USUAL.items() if ours and signal.getsignal(number) is usual]
     try:
-        signal.signal(signal.SIGINT, interrupt.press)
+        for number in taken:
+            signal.signal(number, interrupt.press)
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
-    interrupt.check()  # a press behind the last check
+        for number in taken:
+            signal.signal(number, _USUAL[number])
+    interrupt.check()  # a signal behind the last check

@@ -23,7 +23,7 @@ class Options:
         FREE: names of the fields that do not change a run's numbers.
     """
 
-    FREE: ClassVar[frozenset[str]] = frozenset({"device", "threads", "out", "resume"})
+    FREE: ClassVar[frozenset[str]] = frozenset({"device", "threads", "out", "resume", "checkpoint_seconds"})
 
     @classmethod
     def from_options(cls: type[Configured], options: Mapping[str, Any]) -> Configured:

@@ -204,6 +204,9 @@ class RunConfig:
     """CPU threads; None: PyTorch's choice. Recorded: results are the same to the bit for the same number."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-<space>-<method>-<dataset>."""
+    checkpoint_seconds: float = 300.0
+    """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
+    SIGTERM ends the search; 0: after every step. The three newest are kept."""
     table: Path | None = None
     """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
     epoch's cell and what the best one has more. The search itself stays the same to the bit."""
@@ -363,6 +366,7 @@ _BOUNDS: Bounds = {
     "arch_weight_decay": (0, True),
     "seed": (0, True),
     "threads": (1, True),
+    "checkpoint_seconds": (0, True),
 }
 
 

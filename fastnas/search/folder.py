@@ -1,9 +1,10 @@
-"""The folder of a search: its configuration, metrics, genotypes and checkpoint."""
+"""The folder of a search: its configuration, metrics, genotypes and checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fastnas.errors import FastnasError
-from fastnas.runs.checkpoint import write_atomically
+from fastnas.runs.files import write_atomically
 from fastnas.runs.folder import Folder
-from fastnas.search.checkpoint import COMMAND, load_checkpoint, save_checkpoint
+from fastnas.search.checkpoint import COMMAND, SEARCH
 from fastnas.search.config import SearchConfig
-from fastnas.search.step import SearchStep
 from fastnas.spaces import AnyGenotype, read_genotype
 
 
@@ -28,12 +28,13 @@ class RunFolder(Folder):
     genotypes/epoch-NNN.json the genotype after every epoch
     genotype.json            the newest of them, or that which an early stop went back to
     alphas/epoch-NNN.safetensors  with --early-stop: alpha after every epoch
-    checkpoint.safetensors   the newest state; replaced whole
+    checkpoints/             the newest three states
     """
 
     COMMAND = COMMAND
     DOING = "searching"
     ROW = frozenset({"epoch", "train_loss", "val_loss", "genotype"})
+    KIND = SEARCH
 
     @classmethod
     def for_config(cls, config: SearchConfig) -> RunFolder:
@@ -57,24 +58,14 @@ class RunFolder(Folder):
         """
         self.make(config, {"measured": measured} if measured else None)
 
-    def _fill(self) -> None:
-        (self.path / "genotypes").mkdir()
-
-    def restore(self, step: SearchStep, config: SearchConfig) -> tuple[int, list[dict[str, Any]]]:
-        """Puts the newest checkpoint into ``step``; returns the epochs done and their metrics.
-
-        Rows of later epochs, written before a stop that came before their checkpoint, are dropped.
-        """
-        self.lock()
-        epoch = load_checkpoint(self.checkpoint_file, step, config) if self.checkpoint_file.exists() else 0
-        rows = self.rows_until(epoch)
+    def fill(self) -> None:
+        """Makes the folder of the genotypes."""
         (self.path / "genotypes").mkdir(exist_ok=True)
-        return epoch, rows
 
-    def save(
-        self, step: SearchStep, config: SearchConfig, row: dict[str, Any], genotype: AnyGenotype
+    def record(
+        self, config: SearchConfig, row: dict[str, Any], genotype: AnyGenotype, alphas: Mapping[str, Tensor]
     ) -> None:
-        """Records the end of epoch ``row["epoch"]``; the checkpoint comes last and seals it.
+        """Writes what epoch ``row["epoch"]`` found; a checkpoint behind it seals that.
 
         A genotype's file names the space that was searched: several share a format.
         """
@@ -82,11 +73,9 @@ class RunFolder(Folder):
         write_atomically(self._genotype_file(row["epoch"]), text)
         write_atomically(self.path / "genotype.json", text)
         if config.curvature.early_stop:
-            alphas = {name: alpha.detach().cpu().clone() for name, alpha in step.net.alphas.tensors.items()}
             self._alphas_file(row["epoch"]).parent.mkdir(exist_ok=True)
-            write_atomically(self._alphas_file(row["epoch"]), save(alphas))
+            write_atomically(self._alphas_file(row["epoch"]), save(dict(alphas)))
         self.add_row(row)
-        save_checkpoint(self.checkpoint_file, step, config, row["epoch"])
 
     def measured(self, name: str) -> float:
         """What the search measured before it began, out of config.json.

@@ -33,7 +33,6 @@ class ImageTask:
         )
         mean, std = channel_statistics(weight_split)
         weight_split, alpha_split = weight_split.to(device), alpha_split.to(device)
-        self.generators = [torch.Generator(device), torch.Generator(device)]
         self.train, self.val = (
             Batches(
                 part,
@@ -41,10 +40,10 @@ class ImageTask:
                 mean=mean,
                 std=std,
                 augment=config.augment,
-                generator=generator,
+                generator=torch.Generator(device),
                 shard=ranks.shard,
             )
-            for part, generator in zip((weight_split, alpha_split), self.generators, strict=True)
+            for part in (weight_split, alpha_split)
         )
         self.evaluation, self.weight_evaluation = (
             Batches.evaluation(part, batch_size, mean=mean, std=std, shard=ranks.shard)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,8 +21,11 @@ from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
+from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.options import filled
+from fastnas.runs.saving import Saving
+from fastnas.search.checkpoint import moving_tensors, order_tensors, put_back_order
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
@@ -32,7 +34,8 @@ from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
-from fastnas.search.task import Task, make_task
+from fastnas.search.tally import Tally
+from fastnas.search.task import Stream, Task, make_task
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, cuda_graphs
@@ -65,12 +68,14 @@ class SearchResult:
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """Runs (or resumes) the search that ``config`` describes.
 
-    Everything is checked, and the data read, before the run's folder is made. Ctrl-C ends the search after the
-    step in progress, a second one at once; the run goes on from its newest checkpoint when it is resumed.
+    Everything is checked, and the data read, before the run's folder is made. Ctrl-C or SIGTERM ends the search after
+    the step in progress, behind a checkpoint, a second Ctrl-C at once; the run goes on from its newest checkpoint when
+    it is resumed.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
-        KeyboardInterrupt: Ctrl-C; it says how to resume, if there is something to resume.
+        KeyboardInterrupt: Ctrl-C, or (``fastnas.errors.Terminated``) SIGTERM; it says how to resume, if there is
+            something to resume.
     """
     config = config.resolved()
     folder = RunFolder.for_config(config)
@@ -84,14 +89,13 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         search.table = table
         measured = _measured(search, folder, progress)
         interrupt.defer()
-        done: int = 0
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             folder.start(config, measured)
-        else:
-            done, rows = folder.restore(search.step, config)
         with folder.resumable():
-            stop = _epochs(search, folder, done, rows, progress)
+            if config.run.resume is not None:
+                rows = _taken_up(search, folder)
+            stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
                 genotype, alphas = folder.go_back(stop.epoch, config.network.space)
@@ -113,29 +117,43 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     return {"difference_radius": radius}
 
 
-def _epochs(
-    search: Search, folder: RunFolder, done: int, rows: list[dict[str, Any]], progress: bool
-) -> Stop | None:
-    """The epochs after the first ``done``, each saved in ``folder`` and added to ``rows``; what ended them early."""
+def _taken_up(search: Search, folder: RunFolder) -> list[dict[str, Any]]:
+    """Puts the newest checkpoint into ``search``, if there is one yet; the rows of the epochs that it has done."""
+    state = folder.taken_up(search.config)
+    if state is None:
+        return []
+    search.take_up(state, str(folder.path))
+    return state.rows
+
+
+def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progress: bool) -> Stop | None:
+    """The epochs that are left, each saved in ``folder`` and added to ``rows``; what ended them early."""
     epochs, size = search.config.optimiser.epochs or 0, search.task.size
+    options = search.config.to_options()
+    saving = Saving(
+        lambda: folder.checkpoints.write(search.state(rows), options),
+        search.interrupt,
+        search.config.run.checkpoint_seconds,
+    )
     rule = EarlyStop() if search.config.curvature.early_stop else None
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
     with tqdm(
         total=epochs * size,
-        initial=done * size,
+        initial=search.done * size + (search.tally.seen if search.tally else 0),
         unit=search.task.bar_unit,
         dynamic_ncols=True,
         # None: no bar where the output is no terminal, but a row an epoch still.
         disable=None if progress else True,
     ) as bar:
-        for epoch in range(done + 1, epochs + 1):
+        for epoch in range(search.done + 1, epochs + 1):
             if stop is not None:
                 break
-            row = search.epoch(epoch, bar)
+            row = search.epoch(epoch, bar, saving)
             rows.append(row)
-            folder.save(search.step, search.config, row, search.genotype())
+            folder.record(search.config, row, search.genotype(), search.alphas())
+            saving.now()
             stop = observed(rule, row)
             if progress:
                 tqdm.write(_line(row, epochs, search.task), file=sys.stdout)
@@ -146,7 +164,12 @@ def _epochs(
 
 
 class Search:
-    """The parts of a search on one device: data, supernet, optimisers."""
+    """The parts of a search on one device: data, supernet, optimisers.
+
+    Attributes:
+        done: whole epochs.
+        tally: of the epoch in progress; None between two.
+    """
 
     def __init__(self, config: SearchConfig, device: torch.device, interrupt: Interrupt) -> None:
         self.config, self.device, self.interrupt = config, device, interrupt
@@ -174,6 +197,8 @@ class Search:
                 "take fewer columns of its Hessian"
             )
         self.step = _search_step(self.net, config, _graphs(config, device), self.task.states(self.net))
+        self.done = 0
+        self.tally: Tally | None = None
         self.shown: dict[str, str] = {}  # of the epoch before, for the progress bar
         self.radius: float | None = None  # where it was measured
 
@@ -186,40 +211,88 @@ class Search:
         """A copy of the current alpha by name, on the CPU."""
         return {name: alpha.detach().cpu().clone() for name, alpha in self.net.alphas.tensors.items()}
 
-    def epoch(self, epoch: int, bar: tqdm[Any]) -> dict[str, Any]:
-        """Epoch ``epoch`` (from 1), its row of metrics returned; KeyboardInterrupt between two steps."""
-        begin, optimiser = time.perf_counter(), self.config.optimiser
-        self.begin_epoch(epoch)
-        rate = learning_rate(optimiser, epoch)
+    def state(self, rows: list[dict[str, Any]]) -> State:
+        """The whole state, between two steps; ``rows`` are those of the epochs done.
+
+        Raises:
+            FastnasError: an oracle of a step before was not finite.
+        """
+        tensors, numbers, tally = {**moving_tensors(self.step), **random_states(self.device)}, {}, self.tally
+        if tally is not None and tally.steps:
+            tally.warnings = self.notices.finish()
+            tensors |= order_tensors(self.streams) | tally.tensors()
+            numbers = tally.numbers()
+        tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        return State(Moment(self.done, tally.steps if tally else 0), tensors, rows, numbers)
+
+    def take_up(self, state: State, where: str) -> None:
+        """Puts everything where ``state`` was taken; ``where`` is the run, for sentences.
+
+        Raises:
+            FastnasError: the state does not fit.
+        """
+        self.done = state.moment.epoch
+        if state.moment.step:
+            self.begin_epoch(self.done + 1)
+        put_back(where, state.tensors, moving_tensors(self.step))
+        if state.moment.step:
+            put_back_order(where, state.tensors, self.streams)
+            self.tally = Tally.of(state, self.device)
+        put_back_random_states(state.tensors, self.device)
+
+    def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
+        """Epoch ``epoch`` (from 1), what is left of it; its row of metrics. KeyboardInterrupt comes between steps.
+
+        Args:
+            epoch: its number.
+            bar: that is moved on.
+            saving: is told between two steps.
+        """
+        optimiser = self.config.optimiser
+        if self.tally is None:
+            self.begin_epoch(epoch)
+            self.tally = Tally.new(self.device)
+        tally, rate = self.tally, learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
-        losses, norms, seen, notices = [], [], 0, Notices(epoch, self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        while group := list(islice(train, self.inner_steps)):
-            self.interrupt.check()
-            report = self.step(group, alpha_batch := next(val), rate)
-            audited = group, alpha_batch
-            notices.add(report.watch)
-            losses.append(report.losses)
-            correct += report.correct
-            norms.append(report.hypergradient_norm)
-            seen += (count := sum(len(batch[-1]) for batch in group))
-            self._show(bar, count, report.losses[-1], correct / seen)
+        self.notices = Notices(epoch, self.device, tally.steps, tally.warnings)
+        batches: tuple[list[Batch], Batch] | None = None
+        steps = math.ceil(len(self.train) / self.inner_steps)
+        while tally.steps < steps:
+            self._between_steps(saving)
+            batches = group, alpha_batch = list(islice(train, self.inner_steps)), next(val)
+            report = self.step(group, alpha_batch, rate)
+            self.notices.add(report.watch)
+            tally.add(report, count := sum(len(batch[-1]) for batch in group))
+            self._show(bar, count, report.losses[-1], tally.correct / tally.seen)
+        self._between_steps(saving)
         # What the last whole batch leaves over belongs to the epoch, too.
-        bar.update(self.task.size - seen)
-        found = self.task.evaluate(self.net, self.interrupt.check)
-        seconds = time.perf_counter() - begin
-        genotype = self.genotype()
+        bar.update(self.task.size - tally.seen)
+        with saving.state_kept():
+            found = self.task.evaluate(self.net, self.interrupt.check)
+            row = self._row(epoch, rate, tally, found)
+            row |= self._self_audit(epoch, rate, batches) | self._curvature(epoch)
+        self.done, self.tally = epoch, None
+        return row | table_entries(self.table, self.genotype())
+
+    def _between_steps(self, saving: Saving) -> None:
+        if self.tally is not None and self.tally.steps:
+            saving.between_steps()
+        self.interrupt.check()  # the end of the epoch before was saved
+
+    def _row(self, epoch: int, rate: float, tally: Tally, found: dict[str, Any]) -> dict[str, Any]:
+        """An epoch's row of metrics, as far as every search has it."""
+        seconds, genotype = tally.seconds, self.genotype()
         row: dict[str, Any] = {
             "epoch": epoch,
             "learning_rate": rate,
-            **self.task.metrics(torch.cat(losses).mean().item(), (correct / seen).item(), found),
-            "hypergradient_norm": torch.stack(norms).mean().item(),
-            "hypergradient_warnings": notices.finish(),
+            **self.task.metrics(tally.train_loss, (tally.correct / tally.seen).item(), found),
+            "hypergradient_norm": tally.hypergradient_norm,
+            "hypergradient_warnings": self.notices.finish(),
             "alpha_entropy": alpha_entropy(self.net),
             "skip_share": genotype.skip_share(),
             "seconds": seconds,
-            f"{self.task.unit}_per_second": seen / seconds,
+            f"{self.task.unit}_per_second": tally.seen / seconds,
             "peak_memory_bytes": peak_memory(self.device),
             "genotype": str(genotype),
         }
@@ -232,10 +305,27 @@ class Search:
                     f"epoch {epoch}: {name} became {row[name]}; "
                     "start again with a lower --learning-rate in another --out"
                 )
+        return row
+
+    def _self_audit(
+        self, epoch: int, rate: float, batches: tuple[list[Batch], Batch] | None
+    ) -> dict[str, Any]:
+        """The row's entries of the audit on the ``batches`` of the epoch's last step, nothing if there is never one."""
         every = self.config.hypergradient.audit_every
-        if every:
-            row.update(self_audit(self.step, *audited, rate) if epoch % every == 0 else NO_AUDIT)
-        return row | self._curvature(epoch) | table_entries(self.table, genotype)
+        if not every:
+            return {}
+        return (
+            self_audit(self.step, *(batches or self._last_batches(epoch)), rate)
+            if epoch % every == 0
+            else NO_AUDIT
+        )
+
+    def _last_batches(self, epoch: int) -> tuple[list[Batch], Batch]:
+        """The batches of an epoch's last step, drawn again: a run that was resumed behind it has not seen them."""
+        self._begin_streams(epoch)
+        before = len(self.train) - 1 - (len(self.train) - 1) % self.inner_steps
+        train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
+        return list(islice(train, before, None)), next(islice(val, before // self.inner_steps, None))
 
     def _curvature(self, epoch: int) -> dict[str, Any]:
         """The curvature after ``epoch``, None where it is not measured, nothing if it never is.
@@ -262,9 +352,17 @@ class Search:
     def begin_epoch(self, epoch: int) -> None:
         """The order of an epoch depends on seed and epoch alone: a resumed run sees the same batches."""
         self.task.prepare(self.net, epoch)
-        for i, generator in enumerate(self.task.generators):
-            generator.manual_seed((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+        self._begin_streams(epoch)
         self.step.begin_epoch()
+
+    def _begin_streams(self, epoch: int) -> None:
+        for i, stream in enumerate(self.streams.values()):
+            stream.begin((self.config.run.seed * 1_000_003 + epoch) * 2 + i)
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The two splits by name."""
+        return {"train": self.train, "val": self.val}
 
     def take_radius(self, radius: float) -> None:
         """From now on differences have this radius, and every row says so."""

@@ -18,16 +18,18 @@ class Notices:
     Args:
         epoch: in the sentences.
         device: of the search.
+        steps: of the epoch, done before.
+        count: of them, those whose estimator noticed something.
 
     Attributes:
         count: steps so far whose estimator noticed something.
     """
 
-    def __init__(self, epoch: int, device: torch.device) -> None:
-        self.epoch, self.count = epoch, 0
+    def __init__(self, epoch: int, device: torch.device, steps: int = 0, count: int = 0) -> None:
+        self.epoch, self.count = epoch, count
         self._behind = 1 if device.type == "cuda" else 0
         self._unread: deque[tuple[int, Watch]] = deque()
-        self._steps = 0
+        self._steps = steps
 
     def add(self, watch: Watch) -> None:
         """The next step's.

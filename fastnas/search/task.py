@@ -31,13 +31,24 @@ class Stream(Protocol):
         """Pass after pass without end."""
         ...
 
+    def begin(self, seed: int) -> None:
+        """Make the next pass the first one of ``seed``."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pass in progress stands: tensors and integers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Make the next iteration go on where ``state`` was taken; FastnasError if it does not fit."""
+        ...
+
 
 class Task(Protocol):
     """What the loop asks; all the rest of a search is the same for images and text.
 
     Attributes:
         train, val: the weights' split and alpha's.
-        generators: of the two streams; the loop seeds them for each epoch.
         size: how many targets an epoch has: images, or words.
         unit: what these are, in the plural; bar_unit: the same for the progress bar.
     """
@@ -48,7 +59,6 @@ class Task(Protocol):
     @property
     def val(self) -> Stream: ...
 
-    generators: list[torch.Generator]
     size: int
     unit: str
     bar_unit: str

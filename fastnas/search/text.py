@@ -28,7 +28,6 @@ class TextTask:
         self.config, self.device, self.ranks = config, device, ranks
         self.corpus = read_corpus(config.images.dataset, config.images.data)
         self.streams, self.bptt = filled(config.images.batch_size), filled(config.text.bptt)
-        self.generators: list[torch.Generator] = []  # text comes in its order
         train, val = (
             streams(part, self.streams)[:, ranks.shard.of(self.streams)].contiguous().to(device)
             for part in (self.corpus.train, self.corpus.valid)

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 import fastnas
 from fastnas.audit.__main__ import main
+from fastnas.runs.checkpoint import sealed as seal
 from tests.audit.conftest import TINY
+from tests.checkpoints import forget, newest
 
 RUN = {
     "space": "nasbench201",
@@ -79,20 +80,22 @@ def test_a_folder_without_a_run_or_a_checkpoint(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     error, _ = refused(capsys, f"--checkpoint={tmp_path / 'empty'}")
     assert "there is no config.json in it" in error
-    (run / "checkpoint.safetensors").unlink()
+    forget(run)
     error, _ = refused(capsys, f"--checkpoint={run}")
     assert "has no checkpoint yet" in error
 
 
 def test_a_checkpoint_of_another_version_or_another_run(run, capsys):
-    file = run / "checkpoint.safetensors"
-    tensors = load_file(file)
-    save_file(tensors, file, {"format": "fastnas-search-999"})
+    file = newest(run)
+    content = json.loads(file.with_suffix(".json").read_text())
+    del content["sha256"]
+    file.with_suffix(".json").write_text(seal({**content, "format": "fastnas-search-999", "fastnas": "9.9"}))
     error, status = refused(capsys, f"--checkpoint={run}")
-    assert "is not a checkpoint of a search (format 'fastnas-search-999')" in error
+    assert "was written by fastnas 9.9, in a format that this one" in error
     assert status == 2
+    file.with_suffix(".json").write_text(seal(content))
     file.write_bytes(b"cut short")
-    assert "cannot be read" in refused(capsys, f"--checkpoint={run}")[0]
+    assert "is damaged: 9 bytes where" in refused(capsys, f"--checkpoint={run}")[0]
     config = json.loads((run / "config.json").read_text())
     config["config"]["invented_later"] = 1
     (run / "config.json").write_text(json.dumps(config))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import signal
 
 import pytest
@@ -21,9 +22,16 @@ from fastnas.retrain.network import network_of
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.recipes import RECIPES
+from fastnas.runs.saving import Saving
 from fastnas.spaces import CellSequence, find_genotype
 from fastnas.supernet import build_supernet
 from tests.retrain.conftest import TINY
+
+
+def never():
+    """No checkpoint is written."""
+    return Saving(lambda: None, Interrupt(), math.inf)
+
 
 TIMES = {"seconds", "images_per_second", "peak_memory_bytes"}
 
@@ -307,13 +315,13 @@ def test_whole_batches_run_compiled_and_the_last_one_of_a_pass_as_it_is(monkeypa
     monkeypatch.setattr(torch, "compile", stand_in)
     found = trainer(compile="on", batch_size=20, images=60)  # 48 to train on, 12 to test on
     with tqdm(disable=True) as bar:
-        row = found.epoch(1, bar)
+        row = found.epoch(1, bar, never())
     assert asked == [{"dynamic": False}]
     assert sizes == [20, 20]
     trainer(compile="auto")
     assert len(asked) == 1  # not on a CPU
     with tqdm(disable=True) as bar:
-        plain = trainer(compile="off", batch_size=20, images=60).epoch(1, bar)
+        plain = trainer(compile="off", batch_size=20, images=60).epoch(1, bar, never())
     assert timeless([plain]) == timeless([row])
 
 

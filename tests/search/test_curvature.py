@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import Products
+from fastnas.runs.checkpoint import sealed as seal
 from fastnas.search import SearchConfig, curvature, loop
 from fastnas.search.__main__ import main
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature
@@ -17,6 +18,7 @@ from fastnas.spaces import Genotype
 from fastnas.supernet import Graphs
 from tests.bilevel.networks import dense_hessians, small_network
 from tests.bilevel.problems import QuadraticProblem
+from tests.checkpoints import newest
 from tests.graphs_on_host import HostDevice
 
 VOLATILE = {"seconds", "images_per_second", "peak_memory_bytes"}
@@ -96,7 +98,7 @@ def test_the_search_is_the_same_to_the_bit(tiny, tmp_path, space):
     measured = tiny(**options, spectrum_every=2, out=tmp_path / "measured")
     assert not set(CURVATURE) & set(without.metrics[0])
     assert lasting(without.metrics) == lasting(measured.metrics, CURVATURE)
-    files = [result.out / "checkpoint.safetensors" for result in (without, measured)]
+    files = [newest(result.out) for result in (without, measured)]
     assert same(*map(load_file, files))
     for row in measured.metrics:
         values = [row[name] for name in CURVATURE]
@@ -171,10 +173,10 @@ def by_hand(monkeypatch, jump=19):
 def interrupt_at(monkeypatch, number):
     epoch = loop.Search.epoch
 
-    def interrupted(self, n, bar):
+    def interrupted(self, n, *others):
         if n == number:
             raise KeyboardInterrupt
-        return epoch(self, n, bar)
+        return epoch(self, n, *others)
 
     monkeypatch.setattr(loop.Search, "epoch", interrupted)
 
@@ -184,8 +186,8 @@ def alphas_seen(monkeypatch):
     """The alphas after every epoch of the search to come."""
     seen, epoch = {}, loop.Search.epoch
 
-    def recorded(self, n, bar):
-        row = epoch(self, n, bar)
+    def recorded(self, n, *others):
+        row = epoch(self, n, *others)
         seen[n] = self.alphas()
         return row
 
@@ -277,10 +279,14 @@ def test_alphas_that_are_gone_or_damaged_are_one_sentence(tiny, monkeypatch):
 
 def test_edited_eigenvalues_are_one_sentence(tiny, monkeypatch):
     by_hand(monkeypatch)
-    file = tiny(**STOPPING).out / "metrics.jsonl"
-    file.write_text(file.read_text().replace(f'"{LARGEST}": 1.0', f'"{LARGEST}": "one"', 1))
+    out = tiny(**STOPPING).out
+    file = newest(out).with_suffix(".json")
+    content = json.loads(file.read_text())
+    del content["sha256"]
+    content["rows"][0][LARGEST] = "one"
+    file.write_text(seal(content))
     with pytest.raises(FastnasError, match="the eigenvalue of epoch 1 is no finite number: 'one'"):
-        fastnas.search(resume=file.parent)
+        fastnas.search(resume=out)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,11 @@ import threading
 import pytest
 
 import fastnas
+from fastnas.runs.checkpoint import Checkpoints
 from fastnas.search import images, loop
 from fastnas.search.step import SearchStep
 from fastnas.supernet import Supernet
+from tests.checkpoints import newest, sealed
 
 STEPS = 4  # 2 epochs of 4 batches, 2 a step
 
@@ -70,7 +72,7 @@ def test_the_step_in_progress_is_the_last_one(tiny, tmp_path, steps, how, number
     with pytest.raises(KeyboardInterrupt, match=r"to go on: python -m fastnas.search --resume .*run"):
         tiny()
     assert (steps.begun, steps.ended) == (number, number)
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists() == (number > 2)
+    assert sealed(tmp_path / "run")[-1].stem == f"{(number - 1) // 2:05d}-{(number - 1) % 2 + 1:07d}"
     steps.during = lambda begun: None
     assert len(fastnas.search(resume=tmp_path / "run").metrics) == 2
 
@@ -101,24 +103,23 @@ def test_an_evaluation_ends_after_its_batch(tiny, tmp_path, monkeypatch, how):
         tiny()
     assert evaluated == [8]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert newest(tmp_path / "run").stem == "00000-0000002"  # behind the last step
 
 
 def test_a_checkpoint_in_progress_is_written(tiny, tmp_path, monkeypatch):
-    from fastnas.search import folder
-
-    save = folder.save_checkpoint
+    write = Checkpoints.write
 
     def pressed(*arguments):
         press()
-        save(*arguments)
+        write(*arguments)
 
     for epochs in (2, 1):  # after the last epoch, too: the caller may have more searches to run
         out = tmp_path / str(epochs)
         with monkeypatch.context() as patch:
-            patch.setattr(folder, "save_checkpoint", pressed)
+            patch.setattr(Checkpoints, "write", pressed)
             with pytest.raises(KeyboardInterrupt, match="to go on"):
                 tiny(epochs=epochs, out=out)
-        assert (out / "checkpoint.safetensors").exists()
+        assert newest(out).exists()
         assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
 
 

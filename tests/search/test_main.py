@@ -12,6 +12,7 @@ import pytest
 from fastnas import describe
 from fastnas.search.__main__ import main
 from fastnas.spaces import SPACES
+from tests.checkpoints import sealed
 
 TINY = [
     "--channels=2",
@@ -134,7 +135,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     with started("--epochs", 1000, "--out", out) as process:
         deadline = time.monotonic() + 60
-        while not (out / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        while not sealed(out) and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

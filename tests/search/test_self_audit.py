@@ -13,6 +13,7 @@ from fastnas.runs.interrupt import Interrupt
 from fastnas.search.config import SearchConfig
 from fastnas.search.loop import Search
 from fastnas.search.self_audit import damping_for, self_audit
+from tests.checkpoints import forget
 
 VOLATILE = {"seconds", "images_per_second", "peak_memory_bytes"}
 AUDIT = {"audit_against", "audit_cosine", "audit_relative_error", "audit_term_cosine"}
@@ -114,7 +115,7 @@ def test_auto_measures_a_radius_and_searches_with_it(tiny, tmp_path, capsys):
 
 def test_a_resumed_run_takes_the_radius_of_its_start(tiny, tmp_path):
     out = tiny(space="nasbench201", difference_radius="auto", epochs=2).out
-    (out / "checkpoint.safetensors").unlink()
+    forget(out)
     content = json.loads((out / "config.json").read_text())
     content["measured"]["difference_radius"] = 0.05
     (out / "config.json").write_text(json.dumps(content))
