@@ -9,7 +9,8 @@ import atexit
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -99,24 +100,47 @@ class Ranks:
                 dist.all_reduce(flat)
         return flat
 
-    def average_(self, flat: Tensor, share: float | None = None) -> Tensor:
-        """``flat`` becomes the mean of all ranks' ones in one all-reduce; it is returned.
+    def average_(self, flat: Tensor) -> Tensor:
+        """``flat`` (floating point) becomes the mean of all ranks' ones in one all-reduce; it is returned."""
+        return flat if self.size == 1 else self.sum_(flat).div_(self.size)
+
+    @contextmanager
+    def averaged(self, flat: Tensor) -> Iterator[None]:
+        """Within it ``flat`` is the mean of all ranks' ones, behind it this rank's own again."""
+        if self.size == 1:
+            yield
+            return
+        own = flat.clone()
+        self.average_(flat)
+        try:
+            yield
+        finally:
+            flat.copy_(own)
+
+    def of_step(
+        self, grad: Tensor, loss: Tensor, hits: Tensor, share: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What a weight step on the whole batch has: mean gradient (P,) and loss, and all hits, in one all-reduce.
 
         Args:
-            flat: of floating point numbers.
-            share: this rank's weight in the mean; all ranks' make 1. None: all the same.
+            grad, loss, hits: of this rank's shard.
+            share: of the batch that the shard is; None: as much as every other rank's.
         """
         if self.size == 1:
-            return flat
-        if share is not None:
-            return self.sum_(flat.mul_(share))
-        return self.sum_(flat).div_(self.size)
+            return grad, loss, hits
+        share = 1 / self.size if share is None else share
+        flat = torch.cat([grad, loss.to(grad.dtype)[None]]).mul_(share)
+        flat = self.sum_(torch.cat([flat, hits.to(grad.dtype)[None]]))
+        return flat[:-2], flat[-2].to(loss.dtype), flat[-1].to(hits.dtype)
 
-    def any(self, flag: bool) -> bool:
-        """Whether one of the ranks says so."""
+    def most(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of all ranks' ones, number by number."""
         if self.size == 1:
-            return flag
-        return bool(self.sum_(torch.tensor(int(flag))))
+            return list(numbers)
+        found = torch.tensor(numbers)
+        with _answered():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
 
     def stacked(self, tensor: Tensor) -> Tensor:
         """All ranks' ``tensor``, (N, ...), on the CPU."""
@@ -141,7 +165,7 @@ class Ranks:
 
     def hand_out_(self, tensor: Tensor) -> Tensor:
         """``tensor`` becomes the first rank's; it is returned."""
-        if self.size > 1:
+        if self.size > 1 and tensor.numel():
             with _answered():
                 dist.broadcast(tensor, src=0)
         return tensor
@@ -173,6 +197,19 @@ class Ranks:
         made = self.agreed(lambda: make() if self.is_first else None)
         found: Made = self.gather(made)[0]
         return found
+
+    def check_alike(self, options: Mapping[str, Any]) -> None:
+        """Raises a FastnasError if the ranks were started with different options."""
+        if self.size == 1:
+            return
+        rows = self.gather(dict(options))
+        for rank, row in enumerate(rows):
+            differing = [name for name in row if row[name] != rows[0][name]]
+            if differing:
+                raise FastnasError(
+                    f"rank {rank} runs with another configuration than rank 0: it differs in {', '.join(differing)}; "
+                    "give all processes the same flags, and --out or --resume a folder that all of them see"
+                )
 
     def check_same(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Raises a FastnasError if one of the tensors is not the same to the bit on all ranks.
@@ -214,11 +251,20 @@ def launched() -> Ranks:
     rank = _number("RANK", 0)
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=TIMEOUT)
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, size, timeout=TIMEOUT)))
+        # torchrun's store outlives a restart: without this name a process could find the addresses of dead ones.
+        store = dist.PrefixStore(f"restart-{_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=TIMEOUT,
+        )
     except (RuntimeError, ValueError) as error:
         raise LostRankError(
             f"rank {rank} of {size} cannot reach the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}: {_first_line(error)}"
+            f"{os.environ['MASTER_PORT']}: {_reason(error)}"
         ) from None
     atexit.register(_leave)
     return Ranks(rank, size, _number("LOCAL_RANK", 0))
@@ -245,12 +291,14 @@ def _answered() -> Iterator[None]:
     except RuntimeError as error:
         raise LostRankError(
             "another process of this run has ended or does not answer, so this one ends, too; if it said why, mend "
-            f"that, and go on from the newest checkpoint ({_first_line(error)})"
+            f"that, and go on from the newest checkpoint ({_reason(error)})"
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first sentence, without the place in the sources that gloo puts in front."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\[[^]]*:\d+\] ", "", line).partition(". ")[0].removesuffix(".")
 
 
 def _digest(tensor: Tensor) -> str:

@@ -113,7 +113,10 @@ class ImageTask:
 
         Each rank's BatchNorms have seen its own shards: the mean of their running statistics is what all evaluate with.
         """
-        self.ranks.average_(net.running.flat)
+        with self.ranks.averaged(net.running.flat):
+            return self._evaluate(net, check)
+
+    def _evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         net.eval()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)

@@ -148,7 +148,8 @@ class SearchStep:
             )
         if self.ranks.size > 1:
             grad, *states = states
-            loss, correct = self._move_together(grad, loss, correct)
+            grad, loss, correct = self.ranks.of_step(grad, loss, correct)
+            self.weight_optimiser.move(grad)
         self._carry("train", states)
         return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
@@ -171,13 +172,6 @@ class SearchStep:
             )
             (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
         return loss.detach(), self._hits(logits.detach(), targets), grad, *self.net.carried()
-
-    def _move_together(self, grad: Tensor, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight step along the mean gradient of all ranks; their mean loss and all hits, in one all-reduce."""
-        numbers = torch.stack([loss.to(grad.dtype), correct.to(grad.dtype)])
-        both = self.ranks.average_(torch.cat([grad, numbers]))
-        self.weight_optimiser.move(both[:-2])
-        return both[-2], (both[-1] * self.ranks.size).round().to(correct.dtype)
 
     def _hits(self, logits: Tensor, targets: Tensor) -> Tensor:
         if not self.net.classifies:

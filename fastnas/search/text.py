@@ -90,8 +90,8 @@ class TextTask:
     def evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         """Mean loss over the validation text in ten streams, in evaluation mode, and its exponential."""
         assert isinstance(net, RecurrentNetwork)
-        self.ranks.average_(net.running.flat)  # each rank's BatchNorm has seen its own streams
-        loss = mean_loss(net, self.evaluation, check, self.ranks.sum_)
+        with self.ranks.averaged(net.running.flat):  # each rank's BatchNorm has seen its own streams
+            loss = mean_loss(net, self.evaluation, check, self.ranks.sum_)
         return {"val_loss": loss, "val_perplexity": perplexity(loss)}
 
     def metrics(self, train_loss: float, hits: float, found: dict[str, Any]) -> dict[str, Any]:

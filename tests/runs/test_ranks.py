@@ -28,14 +28,29 @@ def meetings(ranks):
         "sum": ranks.sum_(torch.tensor([rank, 1.0])).tolist(),
         "empty": ranks.sum_(torch.empty(0)).tolist(),
         "average": ranks.average_(torch.tensor([rank, 3.0], dtype=torch.float64)).tolist(),
-        "weighted": ranks.average_(torch.tensor([1.0 + rank]), share=[0.75, 0.25][rank]).item(),
-        "any": [ranks.any(flag) for flag in (rank == 1, False)],
+        "step": [
+            part.tolist()
+            for part in ranks.of_step(
+                torch.tensor([1.0 + rank]),
+                torch.tensor(4.0 * rank),
+                torch.tensor(rank + 1),
+                [0.75, 0.25][rank],
+            )
+        ],
+        "most": ranks.most([rank, 1 - rank, 0]),
         "gather": ranks.gather({"rank": rank, "text": "é" * rank}),
         "stacked": ranks.stacked(torch.tensor([rank, 7], dtype=torch.uint8)).tolist(),
         "first": ranks.first(lambda: ["runs/x", os.getpid()])[0],
         "handed out": ranks.hand_out_(torch.tensor([5 + rank])).item(),
         "agreed": ranks.agreed(lambda: rank),
     }
+
+    flat = torch.tensor([rank, 3.0])
+    with ranks.averaged(flat):
+        found["within"] = flat.tolist()
+    found["behind"] = flat.tolist()
+    ranks.check_alike({"seed": 1})
+    found["alike"] = raised(lambda: ranks.check_alike({"seed": 1, "out": f"runs/{rank}"}))
 
     def mistake(on):
         if rank == on:
@@ -52,15 +67,21 @@ def meetings(ranks):
 
 def test_meetings():
     zero, one = on_ranks(2, meetings)
-    differing = {"agreed", "mistake on 0", "mistake on 1"}
+    differing = {"agreed", "behind", "mistake on 0", "mistake on 1"}
     assert {k: v for k, v in zero.items() if k not in differing} == {
         k: v for k, v in one.items() if k not in differing
     }
     assert zero["sum"] == [1.0, 2.0]
     assert zero["empty"] == []
     assert zero["average"] == [0.5, 3.0]
-    assert zero["weighted"] == 0.75 * 1 + 0.25 * 2
-    assert zero["any"] == [True, False]
+    assert zero["step"] == [[0.75 * 1 + 0.25 * 2], 0.25 * 4, 3]
+    assert zero["most"] == [1, 1, 0]
+    assert zero["within"] == [0.5, 3.0]
+    assert (zero["behind"], one["behind"]) == ([0.0, 3.0], [1.0, 3.0])
+    assert zero["alike"] == ("FastnasError", one["alike"][1])
+    assert zero["alike"][1].startswith(
+        "rank 1 runs with another configuration than rank 0: it differs in out;"
+    )
     assert zero["gather"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "é"}]
     assert zero["stacked"] == [[0, 7], [1, 7]]
     assert zero["first"] == "runs/x"
@@ -97,7 +118,7 @@ def test_alone_nothing_is_touched():
     assert ALONE.average_(tensor) is tensor
     assert ALONE.hand_out_(tensor) is tensor
     assert tensor.tolist() == [1.0, 2.0]
-    assert (ALONE.any(True), ALONE.any(False)) == (True, False)
+    assert ALONE.most([15, 0]) == [15, 0]
     assert ALONE.gather({1, 2}) == [{1, 2}]  # JSON is not asked
     assert ALONE.first(lambda: 7) == 7
     with pytest.raises(FastnasError) as found:
