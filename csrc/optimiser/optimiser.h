@@ -13,7 +13,8 @@
 namespace fastnas::optimiser {
 
 // d = min(1, clip / (|grad| + 1e-6)) grad + weight_decay w;  buffer <- momentum buffer + d;
-// w <- w - learning_rate buffer (without momentum: d).
+// w <- w - learning_rate buffer (without momentum: d). Where |grad| is not finite, nothing is written but
+// norm.
 struct SgdParams {
   void* w;
   const void* grad;
@@ -32,12 +33,14 @@ struct SgdParams {
 template <class T>
 struct SgdFactors {
   T clip, learning_rate, momentum, weight_decay;
+
+  FASTNAS_BOTH bool moves() const { return clip == clip; }
 };
 
-// The norm is |grad|. For a NaN norm the clipping factor is NaN, as torch.nn.utils.clip_grad_norm_ has it.
+// The norm is |grad|. Where it is not finite, the clipping factor is NaN.
 template <class T>
 FASTNAS_BOTH SgdFactors<T> sgd_factors(const SgdParams& p) {
-  const double factor = p.clip / (*p.norm + 1e-6);
+  const double factor = p.clip / (*p.norm + 1e-6) + 0 * *p.norm;
   return {static_cast<T>(factor > 1 ? 1 : factor), static_cast<T>(p.rate ? *p.rate : p.learning_rate),
           static_cast<T>(p.momentum), static_cast<T>(p.weight_decay)};
 }

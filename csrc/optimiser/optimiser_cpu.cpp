@@ -23,6 +23,7 @@ void sgd_chunk(const SgdParams& p, const SgdFactors<T>& factors, int64_t begin, 
 template <class T>
 void sgd_step(const SgdParams& p) {
   const SgdFactors<T> factors = sgd_factors<T>(p);
+  if (!factors.moves()) return;
   for_each_chunk(p.n, kChunk,
                  [&](int64_t, int64_t begin, int64_t end) { sgd_chunk<T>(p, factors, begin, end); });
 }

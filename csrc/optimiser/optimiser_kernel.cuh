@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads) sgd_kernel(SgdParams p) {
   if (threadIdx.x == 0) shared_factors = sgd_factors<T>(p);
   __syncthreads();
   const SgdFactors<T> factors = shared_factors;
+  if (!factors.moves()) return;
 #pragma unroll
   for (int e = 0; e < kPack<T>; ++e) {
     T step = grad.values[e] * factors.clip;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -95,12 +97,18 @@ class Inspected(Observed):
         super().__init__(problem)
         self._finite: list[tuple[str, Tensor]] = []
 
-    def check(self, hypergradient: Tensor, watch: Watch | None = None) -> Tensor:
+    def check(
+        self,
+        hypergradient: Tensor,
+        watch: Watch | None = None,
+        account: Callable[[], str | None] | None = None,
+    ) -> Tensor:
         """Whether ``hypergradient`` and all that the oracles returned so far is finite: shape (), bool, on the device.
 
         Args:
             hypergradient: (H,).
             watch: raises what is below when its sentences are read; None: at once, which waits for the device.
+            account: asked then for a phrase that says more.
 
         Raises:
             NotFiniteError: it is not.
@@ -113,7 +121,8 @@ class Inspected(Observed):
                 return
             name = seen[flags.index(False)][0]
             what = f"the oracle {name} ({MEANING[name]}) returned" if name else "the hypergradient has"
-            raise NotFiniteError(f"{what} NaN or infinity")
+            more = account() if account is not None else None
+            raise NotFiniteError(f"{what} NaN or infinity{f', {more}' if more else ''}")
 
         if watch is None:
             say(finite.tolist())

@@ -20,6 +20,9 @@ from fastnas.errors import FastnasError
 PIXELS = 3 * 32 * 32
 # A pickle also holds file names, and Python 3's protocol 2 spends up to 2 bytes on a pixel.
 PICKLE_ROOM = 4
+# Opcodes for each image: its labels and its name take six at the most, 10,000 are for everything else.
+STEPS = 20
+MORE_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,9 @@ def _read_binary(layout: Layout, file: Path, count: int) -> tuple[np.ndarray, np
 
 
 def _read_python(layout: Layout, file: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
-    content = load_plain_dict(file, limit=PICKLE_ROOM * count * PIXELS + 2**20)
+    content = load_plain_dict(
+        file, limit=PICKLE_ROOM * count * PIXELS + 2**20, steps=STEPS * count + MORE_STEPS
+    )
     pixels = content.get("data")
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (count, PIXELS):
         raise FastnasError(f"{file}: 'data' must be uint8 ({count}, {PIXELS}), found {_describe(pixels)}")
@@ -190,7 +195,7 @@ def _python_classes(layout: Layout, folder: Path) -> tuple[str, ...]:
     file = folder / layout.python_names[0]
     if not file.is_file():
         return tuple(str(i) for i in range(layout.classes))
-    names = load_plain_dict(file, limit=2**20).get(layout.python_names[1])
+    names = load_plain_dict(file, limit=2**20, steps=MORE_STEPS).get(layout.python_names[1])
     if not isinstance(names, list) or not all(isinstance(n, (str, bytes)) for n in names):
         raise FastnasError(
             f"{file}: {layout.python_names[1]!r} must be a list of names, found {_describe(names)}"

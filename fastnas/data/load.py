@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastnas._paths import user_path
 from fastnas.data import cifar, digits, folder, npz
 from fastnas.data.dataset import Dataset
 from fastnas.errors import FastnasError
@@ -52,7 +53,7 @@ def load_dataset(
         return digits.read_digits(train)
     if path is None:
         raise FastnasError(f"{name} is read from files: give their place with --data")
-    place = Path(path).expanduser()
+    place = user_path("--data", path)
     if not place.exists():
         raise FastnasError(f"{name}: --data {str(path)!r} does not exist")
     if name == "npz":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +78,8 @@ def read_array(
         raise FastnasError(
             f"{path}: {name} holds Python objects, which could run code, and is refused: store {wanted}"
         )
-    if dtype.kind not in kinds or itemsize not in (None, dtype.itemsize):
+    # Of text without letters there could be any number in no byte.
+    if dtype.kind not in kinds or not dtype.itemsize or itemsize not in (None, dtype.itemsize):
         raise FastnasError(f"{path}: {name} must be {wanted}, got {dtype}")
     promised = math.prod(shape) * dtype.itemsize
     if promised != stored:
@@ -87,6 +89,19 @@ def read_array(
             return _FORMAT.read_array(file, allow_pickle=False)
     except Exception as error:
         raise FastnasError(f"{path}: {name} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def texts(path: Path, name: str, found: np.ndarray) -> list[str]:
+    """The texts of an array (N,) of kind "U" or "S".
+
+    Raises:
+        FastnasError: a letter that Unicode does not have.
+    """
+    if found.dtype.kind == "U":
+        letters = np.ascontiguousarray(found).view(np.dtype("u4").newbyteorder(found.dtype.byteorder))
+        if (letters > sys.maxunicode).any():  # Python's strings are not made for these
+            raise FastnasError(f"{path}: {name} cannot be read as text, it has letters that Unicode has not")
+    return [one.decode("utf-8", "replace") if isinstance(one, bytes) else one for one in found.tolist()]
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -127,7 +142,7 @@ def _class_names(path: Path, labels: np.ndarray, classes: np.ndarray | None) -> 
     else:
         if classes.ndim != 1:
             raise FastnasError(f"{path}: classes must be a list of names, got shape {classes.shape}")
-        names = [c.decode("utf-8", "replace") if isinstance(c, bytes) else str(c) for c in classes.tolist()]
+        names = texts(path, "classes", classes)
         if high >= len(names):
             raise FastnasError(f"{path}: label {high} names none of the {len(names)} classes")
     if len(names) < 2:

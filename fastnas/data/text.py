@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 
 CORPORA = ("ptb",)
@@ -54,7 +55,7 @@ def read_corpus(name: str, path: str | Path | None) -> Corpus:
     """
     if path is None:
         raise FastnasError(f"{name} is read from files: give their folder with --data")
-    folder = Path(path).expanduser()
+    folder = user_path("--data", path)
     if not folder.is_dir():
         raise FastnasError(f"{name}: --data {str(path)!r} is no folder")
     index: dict[str, int] = {}

@@ -35,8 +35,9 @@ def sgd_step_(
         buffer <- momentum buffer + d
         w      <- w - learning_rate buffer
 
-    What ``torch.nn.utils.clip_grad_norm_`` and ``torch.optim.SGD`` (no dampening, no Nesterov) do in turn. A buffer
-    of zeros makes the first step. The same bits in every run and for every number of threads.
+    What ``torch.nn.utils.clip_grad_norm_`` and ``torch.optim.SGD`` (no dampening, no Nesterov) do in turn where |grad|
+    is finite; where it is not, no step is made. A buffer of zeros makes the first step. The same bits in every run and
+    for every number of threads.
 
     Args:
         w: shape (P,), float32 or float64, contiguous; written.
@@ -48,8 +49,8 @@ def sgd_step_(
         clip: largest norm of the gradient, > 0; infinite: no clipping.
 
     Returns:
-        |grad| before clipping, shape (), float64, on w's device; nothing waits for it. Where it is NaN, all of w
-        becomes NaN.
+        |grad| before clipping, shape (), float64, on w's device; nothing waits for it. Where it is NaN or infinite, w
+        and buffer stay as they are.
 
     Raises:
         FastnasError: on arguments that do not fit together; nothing is written then.
@@ -143,12 +144,14 @@ def _sgd_step_ref(
 ) -> Tensor:
     """``sgd_step_`` in plain PyTorch."""
     norm = _vector_norm_ref(grad)
+    moves = norm.isfinite()
     direction = grad * torch.clamp(clip / (norm + 1e-6), max=1.0)
     if weight_decay:
         direction.add_(w, alpha=weight_decay)
     if momentum and buffer is not None:
-        direction = buffer.mul_(momentum).add_(direction)
-    w.sub_(direction * (learning_rate if rate is None else rate))
+        direction = buffer * momentum + direction
+        buffer.copy_(torch.where(moves, direction, buffer))
+    w.copy_(torch.where(moves, w - direction * (learning_rate if rate is None else rate), w))
     return norm
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from fastnas._paths import user_path
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
@@ -126,6 +127,12 @@ class RunConfig:
     checkpoint_seconds: float = 300.0
     """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
     SIGTERM ends the training; 0: after every step. The three newest are kept."""
+    deterministic: bool = False
+    """On a GPU, take algorithms that repeat to the bit alone; an operator that has none ends the run with its name. On
+    a CPU runs repeat to the bit anyway."""
+    detect_anomaly: bool = False
+    """Look at what every operator computes, forward and backward, and end at the first NaN or infinity with the
+    operator's name and place. The same numbers in more time, without CUDA graphs or torch.compile."""
     out: Path | None = None
     """Folder of the run, made new; None: runs/<date>-<time>-retrain-<space>-<dataset>."""
     resume: Path | None = None
@@ -183,7 +190,7 @@ class RetrainConfig(Options):
                 options[name] = value
         for name in ("data", "test_data", "genotype"):
             if options[name] is not None and (name != "genotype" or _exists(options[name])):
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check(options)
         return RetrainConfig.from_options(options)
 
@@ -222,7 +229,7 @@ class RetrainConfig(Options):
 def _exists(source: str) -> bool:
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError):  # a genotype's text, too long for a name
+    except (OSError, RuntimeError, ValueError):  # a genotype's text, too long for a name
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,18 +13,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._measure import peak_memory
+from fastnas.bilevel import NotFiniteError, Watch
 from fastnas.data.batches import Batch
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.network import network_of
 from fastnas.retrain.sources import source_of
 from fastnas.retrain.trainer import Tally
+from fastnas.runs.guard import Guard
 from fastnas.runs.interrupt import Interrupt
+from fastnas.runs.notices import Notices
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.saving import Saving
 from fastnas.runs.schedule import drop_path, learning_rate
 from fastnas.spaces.family import AnyGenotype
 from fastnas.supernet import Supernet, build_supernet, check_auxiliary, gradients, narrow
+from fastnas.supernet.anomaly import account, random_state, step_watched
 
 Heads = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
@@ -69,7 +74,9 @@ class ImageTrainer:
             clip=optimiser.grad_clip or math.inf,
             nesterov=bool(optimiser.nesterov),
         )
-        if device.type == "cuda":
+        self.guard = Guard(self.optimiser, self.net.running.flat)
+        self.notices = Notices(0, device)
+        if device.type == "cuda" and not run.deterministic:
             torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         self.compiled = compiled_heads(self.net, config, device)
 
@@ -82,11 +89,16 @@ class ImageTrainer:
         if self.tally is None:
             self.tally = Tally({"loss": self._zero(self.dtype), "correct": self._zero(torch.int64)})
         tally = self.tally
+        self.notices = Notices(epoch, self.device, tally.steps)
         loss, correct = tally.tensors["loss"], tally.tensors["correct"]
         steps = math.ceil(self.size / (self.config.images.batch_size or 1))
         for batch in self._cast(self.source.train(epoch, tally.steps)):
             saving.between_steps()
-            its_loss, its_correct = self.step(batch, self.learning_rate(epoch, tally.steps / steps))
+            watch, rate = Watch(), self.learning_rate(epoch, tally.steps / steps)
+            with self.notices.naming():
+                its_loss, its_correct = self.step(batch, rate, watch)
+            watch.send()
+            self.notices.add(watch)
             count = len(batch[1])
             loss += its_loss * count
             correct += its_correct
@@ -96,6 +108,7 @@ class ImageTrainer:
                     {"loss": f"{its_loss.item():.3f}", "acc": f"{100 * correct.item() / tally.seen:.1f}%"}
                 )
         saving.between_steps()
+        self.notices.finish()
         row: dict[str, Any] = {
             "epoch": epoch,
             "learning_rate": self.learning_rate(epoch),
@@ -108,10 +121,7 @@ class ImageTrainer:
             row |= self._test()
         for name in ("train_loss", "test_loss"):
             if not math.isfinite(row[name]):
-                raise FastnasError(
-                    f"epoch {epoch}: {name} became {row[name]}; "
-                    "start again with a lower --learning-rate in another --out"
-                )
+                raise NotFiniteError(f"epoch {epoch}: {name} became {row[name]}")
         self.tally = None
         return row | {
             "seconds": tally.seconds,
@@ -126,12 +136,32 @@ class ImageTrainer:
             o.schedule or "", o.learning_rate or 0.0, o.epochs or 0, epoch, within, o.warm_up_epochs or 0
         )
 
-    def step(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of SGD; the head's loss before it and how many images it got right, left on the device."""
-        images, labels = batch
+    def step(self, batch: Batch, rate: float, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+        """One step of SGD; the head's loss before it and how many images it got right, left on the device.
+
+        Where the step is not finite, nothing moves, and the watch says so when it is read; without one it is read at
+        once, which waits for the device.
+        """
+        random, by_name = random_state(self.net), {"the images": batch[0], "the labels": batch[1]}
         self.net.train()
+        self.optimiser.set_rate(rate)
+        self.guard.begin()
+
+        def again() -> Tensor:
+            return self._value(batch, self.net.heads)[0]
+
+        with step_watched(self.config.run.detect_anomaly, self.net, again, by_name):
+            loss, head, logits = self._value(batch, self._heads(batch[0]))
+            (grad,) = gradients(loss, self.net.weights)
+        seen = self.guard.move(loss, grad)
+        self.guard.report(watch, seen, partial(account, self.net, again, by_name, random))
+        return head.detach(), (logits.detach().argmax(1) == batch[1]).sum()
+
+    def _value(self, batch: Batch, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
+        """A step's forward pass: what it differentiates, the head's part of it, and the head's logits."""
+        images, labels = batch
         with narrow(self.device, self.precision):
-            logits, auxiliary = self._heads(images)(images)
+            logits, auxiliary = heads(images)
         smoothing = self.config.optimiser.label_smoothing or 0.0
         head = F.cross_entropy(logits.to(self.dtype), labels, label_smoothing=smoothing)
         loss = head
@@ -140,8 +170,7 @@ class ImageTrainer:
             loss = head + weight * F.cross_entropy(
                 auxiliary.to(self.dtype), labels, label_smoothing=smoothing
             )
-        self.optimiser.step(gradients(loss, self.net.weights)[0], rate)
-        return head.detach(), (logits.detach().argmax(1) == labels).sum()
+        return loss, head, logits
 
     @torch.no_grad()
     def _test(self) -> dict[str, float]:
@@ -213,7 +242,9 @@ def _check_batches(images: int, batch_size: int) -> None:
 
 
 def compiled_heads(net: Supernet, config: RetrainConfig, device: torch.device) -> Heads:
-    """``net.heads``, by torch.compile if the configuration says so: auto is on a GPU."""
+    """``net.heads``, by torch.compile if the configuration says so: auto is on a GPU. Not to detect anomalies."""
+    if config.run.detect_anomaly:
+        return net.heads
     if config.run.compile == "on" or (config.run.compile == "auto" and device.type == "cuda"):
         heads: Heads = torch.compile(net.heads, dynamic=False)
         return heads

@@ -18,6 +18,7 @@ from fastnas.retrain.images import ImageTrainer
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
+from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.saving import Saving
 from fastnas.spaces import family, read_genotype
@@ -63,8 +64,11 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
     # A resumed run trains what it began with, whatever has become of the file that named it.
     source = folder.genotype_file if config.run.resume is not None else config.network.genotype
     genotype = read_genotype(config.space, str(source))
-    with interrupt_flag() as interrupt:
-        trainer = trainer_of(config, genotype, named_device(config.run.device), interrupt)
+    with (
+        interrupt_flag() as interrupt,
+        deterministic(config.run.deterministic, named_device(config.run.device)) as device,
+    ):
+        trainer = trainer_of(config, genotype, device, interrupt)
         interrupt.defer()
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
@@ -100,10 +104,15 @@ def _taken_up(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) ->
 
 
 def state_of(trainer: Trainer, rows: list[dict[str, Any]]) -> State:
-    """The whole state of a retraining between two steps; ``rows`` are those of the epochs done."""
+    """The whole state of a retraining between two steps; ``rows`` are those of the epochs done.
+
+    Raises:
+        FastnasError: a step before was not finite.
+    """
     tensors, numbers, tally = {**trainer.tensors(), **random_states(trainer.device)}, {}, trainer.tally
     steps = 0 if tally is None else tally.steps
     if tally is not None and steps:
+        trainer.notices.finish()
         tensors |= {f"epoch.{name}": tensor for name, tensor in tally.tensors.items()}
         numbers = tally.numbers()
     return State(

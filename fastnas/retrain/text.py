@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -14,17 +15,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._measure import peak_memory
+from fastnas.bilevel import NotFiniteError, Watch
 from fastnas.data import Windows, read_corpus, streams, window
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Tally
+from fastnas.runs.guard import Guard
 from fastnas.runs.interrupt import Interrupt
+from fastnas.runs.notices import Notices
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.options import filled
 from fastnas.runs.saving import Saving
 from fastnas.spaces.family import AnyGenotype
 from fastnas.spaces.recurrent import RecurrentGenotype, network
 from fastnas.supernet import build_recurrent, gradients, mean_loss, narrow, perplexity
+from fastnas.supernet.anomaly import account, random_state, step_watched
 
 EVALUATION_STREAMS = 10
 SCATTER = 5  # standard deviation of a window's length
@@ -84,6 +89,8 @@ class TextTrainer:
             clip=optimiser.grad_clip or math.inf,
             nesterov=bool(optimiser.nesterov),
         )
+        self.guard = Guard(self.optimiser, self.net.running.flat)
+        self.notices = Notices(0, device)
         self.average, self.best = torch.zeros_like(w), torch.zeros_like(w)
         # On the CPU: 1 + the steps in the mean, 0 before it begins; all epochs' validation losses, infinite at first.
         self.averaged = torch.zeros((), dtype=torch.int64)
@@ -96,11 +103,16 @@ class TextTrainer:
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             self.tally = Tally({"loss": loss, "hidden": self.net.initial_state(self.train.shape[1])})
         tally, sums = self.tally, self.tally.tensors
+        self.notices = Notices(epoch, self.device, tally.steps)
         windows = window_lengths(len(self.train), bptt, self.config.run.seed, epoch)
         for start, length in islice(windows, tally.steps, None):
             saving.between_steps()
             words, targets = window(self.train, start, length)
-            its_loss, sums["hidden"] = self.step(words, sums["hidden"], targets, rate * length / bptt)
+            watch, hidden = Watch(), sums["hidden"]
+            with self.notices.naming():
+                its_loss, sums["hidden"] = self.step(words, hidden, targets, rate * length / bptt, watch)
+            watch.send()
+            self.notices.add(watch)
             sums["loss"] += its_loss * len(targets)
             tally.steps, tally.seen = tally.steps + 1, tally.seen + len(targets)
             if bar.update(len(targets)):  # reading the number waits for the device
@@ -108,6 +120,7 @@ class TextTrainer:
                     {"loss": f"{its_loss.item():.3f}", "perplexity": f"{perplexity(its_loss.item()):.1f}"}
                 )
         saving.between_steps()
+        self.notices.finish()
         trained = tally.seconds
         with saving.state_kept():
             losses = self._losses()
@@ -120,10 +133,7 @@ class TextTrainer:
         }
         for name in ("train_loss", "val_loss", "test_loss"):
             if not math.isfinite(row[name]):
-                raise FastnasError(
-                    f"epoch {epoch}: {name} became {row[name]}; "
-                    "start again with a lower --learning-rate in another --out"
-                )
+                raise NotFiniteError(f"epoch {epoch}: {name} became {row[name]}")
         self.tally = None
         return row | {
             "seconds": tally.seconds,
@@ -131,17 +141,38 @@ class TextTrainer:
             "peak_memory_bytes": peak_memory(self.device),
         }
 
-    def step(self, words: Tensor, hidden: Tensor, targets: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of SGD, and of the mean once there is one; the loss before it, and the next hidden state."""
+    def step(
+        self, words: Tensor, hidden: Tensor, targets: Tensor, rate: float, watch: Watch | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One step of SGD, and of the mean once there is one; the loss before it, and the next hidden state.
+
+        Where the step is not finite, nothing moves, and the watch says so when it is read; without one it is read at
+        once, which waits for the device.
+        """
+        batch, random = {"the words": words, "the hidden state": hidden}, random_state(self.net)
         self.net.train()
+        self.optimiser.set_rate(rate)
+        self.guard.begin()
+
+        def again() -> Tensor:
+            return self._value(words, hidden, targets)[0]
+
+        with step_watched(self.config.run.detect_anomaly, self.net, again, batch):
+            total, loss = self._value(words, hidden, targets)
+            (grad,) = gradients(total, self.net.weights)
+        carried = self.net.carried()[0].to(hidden.dtype)
+        seen = self.guard.move(total, grad)
+        self.guard.report(watch, seen, partial(account, self.net, again, batch, random))
+        if self.averaged:
+            self._add_to_average()
+        return loss.detach(), carried
+
+    def _value(self, words: Tensor, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """A step's forward pass: what it differentiates, and the loss without the penalty in it."""
         with narrow(self.device, self.precision):
             logits = self.net(words, hidden)
         loss, penalty = F.cross_entropy(logits.to(hidden.dtype), targets), self.net.penalty(targets)
-        (grad,) = gradients(loss if penalty is None else loss + penalty, self.net.weights)
-        self.optimiser.step(grad, rate)
-        if self.averaged:
-            self._add_to_average()
-        return loss.detach(), self.net.carried()[0].to(hidden.dtype)
+        return loss if penalty is None else loss + penalty, loss
 
     def _add_to_average(self) -> None:
         with torch.no_grad():

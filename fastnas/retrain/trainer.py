@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas.runs.checkpoint import State
+from fastnas.runs.notices import Notices
 from fastnas.runs.saving import Saving
 
 
@@ -62,6 +63,7 @@ class Trainer(Protocol):
         unit: what they are called there.
         parameters: weights of the network as the papers count them.
         tally: of the epoch in progress; None between two.
+        notices: of its steps.
         reads: what the data say of the network: classes, image_channels and image_size (height, width), or words.
     """
 
@@ -70,6 +72,7 @@ class Trainer(Protocol):
     unit: str
     parameters: int
     tally: Tally | None
+    notices: Notices
     reads: dict[str, Any]
 
     def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
@@ -79,7 +82,7 @@ class Trainer(Protocol):
         Random numbers that do not depend on (seed, epoch) alone come from torch's global state, which is kept.
 
         Raises:
-            FastnasError: the loss is not finite any more.
+            NotFiniteError: a step was not finite, or the loss of the test is not.
         """
         ...
 

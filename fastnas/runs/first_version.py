@@ -55,7 +55,7 @@ def _rows(path: Path, epochs: int, keys: frozenset[str]) -> list[dict[str, Any]]
             continue
         if isinstance(row, dict) and row.keys() >= keys and isinstance(row["epoch"], int):
             rows[row["epoch"]] = row
-    if not rows.keys() >= set(range(1, epochs + 1)):
+    if epochs > len(rows) or not rows.keys() >= set(range(1, epochs + 1)):
         raise FastnasError(
             f"{path} does not hold the {epochs} epochs of the checkpoint; it was cut short or edited"
         )

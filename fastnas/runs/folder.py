@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fastnas._version import __version__
+from fastnas.bilevel import NotFiniteError
 from fastnas.errors import FastnasError
 from fastnas.runs.checkpoint import Checkpoints, Kind, State
 from fastnas.runs.files import PART, naming, remove_parts, write_atomically
@@ -158,7 +159,8 @@ class Folder:
 
     @contextmanager
     def resumable(self) -> Iterator[None]:
-        """Within it a signal and a system that refuses (a full disk) end with the command that goes on.
+        """Within it a signal and a system that refuses (a full disk) end with the command that goes on, and what is not
+        finite with the checkpoint from before.
 
         Behind it the folder is free for another process.
         """
@@ -166,6 +168,8 @@ class Folder:
             yield
         except KeyboardInterrupt as stop:
             raise stopped(stop, f"interrupted; to go on: {self.resume_command()}") from None
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}; {self._after_it()}") from None
         except OSError as error:
             raise FastnasError(
                 f"{error.strerror or error}: {error.filename or 'while writing'}; {self._last_good()}once that is "
@@ -178,6 +182,15 @@ class Folder:
     def _last_good(self) -> str:
         paths = self.checkpoints.paths()
         return f"checkpoint {paths[0].stem} is whole; " if paths else ""
+
+    def _after_it(self) -> str:
+        """What to do about a step that was not finite; a checkpoint holds finite ones alone."""
+        again = "start again with a lower --learning-rate in another --out"
+        paths = self.checkpoints.paths()
+        if not paths:
+            return f"there is no checkpoint yet: {again}, or with --detect-anomaly"
+        newest = paths[0].with_suffix(".safetensors")
+        return f"{newest} is from before: {again}, or go on from there by: {self.resume_command()} --detect-anomaly"
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""

@@ -59,10 +59,13 @@ class Sgd:
     def _nesterov_step(self, grad: Tensor) -> Tensor:
         assert self.momentum_buffer is not None
         norm = vector_norm(grad)
+        moves = norm.isfinite()  # as sgd_step_ has it
         direction = grad * torch.clamp(self.clip / (norm + 1e-6), max=1.0)
         direction.add_(self.w, alpha=self.weight_decay)
-        self.momentum_buffer.mul_(self.momentum).add_(direction)
-        self.w.sub_(direction.add_(self.momentum_buffer, alpha=self.momentum).mul_(self.rate))
+        buffer = self.momentum_buffer * self.momentum + direction
+        w = self.w - direction.add_(buffer, alpha=self.momentum).mul_(self.rate)
+        self.momentum_buffer.copy_(torch.where(moves, buffer, self.momentum_buffer))
+        self.w.copy_(torch.where(moves, w, self.w))
         return norm
 
     def state(self) -> dict[str, Tensor]:

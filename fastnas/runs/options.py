@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from fastnas.errors import FastnasError
+from fastnas.spaces.genotype import shorten
 
 Configured = TypeVar("Configured", bound="Options")
 Filled = TypeVar("Filled")
@@ -23,7 +24,9 @@ class Options:
         FREE: names of the fields that do not change a run's numbers.
     """
 
-    FREE: ClassVar[frozenset[str]] = frozenset({"device", "threads", "out", "resume", "checkpoint_seconds"})
+    FREE: ClassVar[frozenset[str]] = frozenset(
+        {"device", "threads", "out", "resume", "checkpoint_seconds", "detect_anomaly"}
+    )
 
     @classmethod
     def from_options(cls: type[Configured], options: Mapping[str, Any]) -> Configured:
@@ -42,7 +45,7 @@ class Options:
             groups[group.name] = group_class(**{n: _typed(n, rest.pop(n), hints[n]) for n in names})
         if rest:
             known = ", ".join(sorted(cls().to_options()))
-            raise FastnasError(f"unknown option {next(iter(rest))!r}; known are {known}")
+            raise FastnasError(f"unknown option {shorten(next(iter(rest)))}; known are {known}")
         return cls(**groups)
 
     def to_options(self) -> dict[str, Any]:
@@ -67,19 +70,24 @@ class Options:
         return self.FREE
 
 
+LARGEST = 2**53  # of whole numbers: what a float still holds
+
 # name -> (lowest value, whether that value itself is allowed)
 Bounds = Mapping[str, tuple[float, bool]]
 
 
 def check_bounds(options: Mapping[str, Any], bounds: Bounds) -> None:
-    """Raises FastnasError if an option lies below its bound; None and "auto" do not."""
+    """Raises FastnasError if an option lies below its bound or is absurdly large; None and "auto" are not."""
     for name, (low, inclusive) in bounds.items():
         value = options[name]
         if value is None or value == "auto":
             continue
-        if not math.isfinite(value) or value < low or (value == low and not inclusive):
+        finite = isinstance(value, int) or math.isfinite(value)
+        if not finite or value < low or (value == low and not inclusive):
             bound = "at least" if inclusive else "a finite number greater than"
-            raise FastnasError(f"{flag(name)} must be {bound} {low:g}, got {value}")
+            raise FastnasError(f"{flag(name)} must be {bound} {low:g}, got {shorten(value)}")
+        if isinstance(value, int) and value > LARGEST:
+            raise FastnasError(f"{flag(name)} must be at most 2**53, got {shorten(value)}")
 
 
 def check_choices(options: Mapping[str, Any], choices: Mapping[str, Collection[str]]) -> None:
@@ -126,11 +134,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(value)
     if Path in allowed and isinstance(value, str | Path):
         return Path(value)
-    if float in allowed and type(value) is int:
+    if float in allowed and type(value) is int and abs(value) <= LARGEST:
         return float(value)
     types_ = [t for t in allowed if typing.get_origin(t) is not Literal]
     expected = " or ".join([*map(_in_words, types_), *words])
-    raise FastnasError(f"option {name} must be {expected}, got {value!r}")
+    raise FastnasError(f"option {name} must be {expected}, got {shorten(value)}")
 
 
 def _is_list_of_strings(value: Any) -> bool:

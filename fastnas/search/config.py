@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 from typing_extensions import Doc
 
+from fastnas._paths import user_path
 from fastnas.bilevel import method
 from fastnas.bilevel.products import SCHEMES, WAYS
 from fastnas.data import CORPORA, DATASETS, Augment, default_augment
 from fastnas.errors import FastnasError
-from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices
+from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds, check_choices, flag
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.text import (
     OF_TEXT,
@@ -207,6 +208,12 @@ class RunConfig:
     checkpoint_seconds: float = 300.0
     """Write a checkpoint after every so many seconds, beside those at the end of every epoch and before Ctrl-C or
     SIGTERM ends the search; 0: after every step. The three newest are kept."""
+    deterministic: bool = False
+    """On a GPU, take algorithms that repeat to the bit alone; an operator that has none ends the run with its name. On
+    a CPU runs repeat to the bit anyway."""
+    detect_anomaly: bool = False
+    """Look at what every operator computes, forward and backward, and end at the first NaN or infinity with the
+    operator's name and place. The same numbers in more time, without CUDA graphs."""
     table: Path | None = None
     """A benchmark's table of the space's cells (python -m fastnas.tables): every row tells the accuracies of its
     epoch's cell and what the best one has more. The search itself stays the same to the bit."""
@@ -260,7 +267,7 @@ class SearchConfig(Options):
                 options[name] = value
         for name in ("data", "table"):
             if options[name] is not None:
-                options[name] = str(Path(options[name]).expanduser().absolute())
+                options[name] = str(user_path(flag(name), options[name]).absolute())
         _check_numbers(options)
         return SearchConfig.from_options(options)
 

@@ -15,13 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._measure import peak_memory
-from fastnas.bilevel import InnerSettings, Products, method, radius_sweep, recommended_radius
+from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
 from fastnas.build_info import build_info
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
+from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.notices import Notices
 from fastnas.runs.options import filled
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
@@ -31,7 +33,6 @@ from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
-from fastnas.search.notices import Notices
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
@@ -87,8 +88,11 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
-    with interrupt_flag() as interrupt:
-        search = ranks.agreed(lambda: _prepared(config, interrupt, ranks))
+    with (
+        interrupt_flag() as interrupt,
+        deterministic(config.run.deterministic, ranks.agreed(lambda: device_of(config, ranks))) as device,
+    ):
+        search = ranks.agreed(lambda: _prepared(config, device, interrupt, ranks))
         measured = _measured(search, folder, progress)
         interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
@@ -104,11 +108,11 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     return SearchResult(genotype, alphas, rows, folder.path, config, stop, search.table)
 
 
-def _prepared(config: SearchConfig, interrupt: Interrupt, ranks: Ranks) -> Search:
+def _prepared(config: SearchConfig, device: torch.device, interrupt: Interrupt, ranks: Ranks) -> Search:
     """The search of a resolved configuration; nothing is written."""
     table = open_table(config)
-    device = device_of(config, ranks)
-    check_first_use(device)
+    with unrestricted():
+        check_first_use(device)
     search = Search(config, device, interrupt, ranks)
     search.table = table
     return search
@@ -122,7 +126,12 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     if search.config.run.resume is not None:
         search.take_radius(search.ranks.first(lambda: folder.measured("difference_radius")))
         return {}
-    radius = search.best_radius()
+    try:
+        radius = search.best_radius()
+    except NotFiniteError as error:
+        raise FastnasError(
+            f"--difference-radius auto, in a step before the first epoch: {error}; take a lower --learning-rate"
+        ) from None
     search.take_radius(radius)
     if progress:
         tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
@@ -256,7 +265,7 @@ class Search:
         """The whole state, between two steps; ``rows`` are those of the epochs done.
 
         Raises:
-            FastnasError: an oracle of a step before was not finite.
+            FastnasError: a step before was not finite.
         """
         tensors, numbers, tally = {**moving_tensors(self.step), **random_states(self.device)}, {}, self.tally
         if tally is not None and tally.steps:
@@ -310,7 +319,8 @@ class Search:
         while tally.steps < steps:
             self._between_steps(saving)
             batches = group, alpha_batch = list(islice(train, self.inner_steps)), next(val)
-            report = self.step(group, alpha_batch, rate)
+            with self.notices.naming():
+                report = self.step(group, alpha_batch, rate)
             self.notices.add(report.watch)
             tally.add(report, count := self.ranks.size * sum(len(batch[-1]) for batch in group))
             self._show(bar, count, report.losses[-1], tally.correct / tally.seen)
@@ -353,10 +363,7 @@ class Search:
             row["difference_radius"] = self.radius
         for name in ("train_loss", "val_loss", "hypergradient_norm"):
             if not math.isfinite(row[name]):
-                raise FastnasError(
-                    f"epoch {epoch}: {name} became {row[name]}; "
-                    "start again with a lower --learning-rate in another --out"
-                )
+                raise NotFiniteError(f"epoch {epoch}: {name} became {row[name]}")
         return row
 
     def _self_audit(
@@ -502,11 +509,12 @@ def _search_step(
         precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
         states=states,
         ranks=ranks,
+        detect_anomaly=config.run.detect_anomaly,
     )
 
 
 def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
-    if config.run.graphs == "off":
+    if config.run.graphs == "off" or config.run.detect_anomaly:
         return None
     # Not print: a progress bar may stand in the last line.
     return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))

@@ -61,6 +61,7 @@ class Choice:
         if (
             not isinstance(space, str)
             or not isinstance(edges, dict)
+            or not edges
             or not all(map(_are_edges, edges.values()))
         ):
             raise FastnasError(
@@ -125,13 +126,17 @@ def _discrete(stage: Stage, genotype: Choice) -> Stage:
 
 
 def _are_edges(value: Any) -> bool:
-    """Whether it is a list of [source, target, primitive] with source < target."""
-    return isinstance(value, list) and all(
-        isinstance(edge, list)
-        and len(edge) == 3
-        and is_integer(edge[0])
-        and is_integer(edge[1])
-        and 0 <= edge[0] < edge[1]
-        and isinstance(edge[2], str)
-        for edge in value
+    """Whether it is a list of [source, target, primitive] with source < target, one at least."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(edge, list)
+            and len(edge) == 3
+            and is_integer(edge[0])
+            and is_integer(edge[1])
+            and 0 <= edge[0] < edge[1]
+            and isinstance(edge[2], str)
+            for edge in value
+        )
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -29,6 +30,8 @@ DARTS_PRIMITIVES = (
 )
 DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
 NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+
+MOST_STATES = 10_000  # of a cell: far more than any has, and no more than can be drawn
 
 Pair = tuple[str, int]
 
@@ -233,7 +236,9 @@ def json_object(text: str) -> dict[str, Any] | None:
 def call_fields(function: str, names: Sequence[str], text: str) -> dict[str, Any] | None:
     """The arguments of ``[NAME =] function(...)`` by name, literals and ``range`` only; None if it is not one."""
     try:
-        body = ast.parse(text.strip()).body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python thinks of the style of "1if"
+            body = ast.parse(text.strip()).body
         if len(body) != 1 or not isinstance(body[0], ast.Expr | ast.Assign):
             return None
         call = body[0].value
@@ -283,8 +288,8 @@ def read_integers(name: str, value: Any) -> tuple[int, ...]:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether ``value``, which came from a file, is a whole number, and not true or false."""
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether ``value``, which came from a file, is a whole number that may count states, and not true or false."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_STATES
 
 
 def share(name: str, ops: Sequence[str]) -> float:
@@ -294,5 +299,8 @@ def share(name: str, ops: Sequence[str]) -> float:
 
 def shorten(value: Any) -> str:
     """``value`` as a message shows it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; lists within lists
+        return f"a {type(value).__name__} that is too large to show"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -10,6 +10,8 @@ from fastnas.errors import FastnasError
 from fastnas.spaces.family import SPACES, Family, family
 from fastnas.spaces.genotype import AnyGenotype, json_object
 
+MOST_BYTES = 2**20
+
 
 class FoundGenotype(NamedTuple):
     """A genotype and the name of the space that makes its network."""
@@ -76,6 +78,10 @@ def _text(source: str | Path, wanted: Family | None) -> str:
             f"genotype {str(source)!r}: no such file, and no such name; {of_space}{known_names}"
         )
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise FastnasError(
+                f"genotype file {path}: no genotype takes {size:,} bytes; name a genotype's file, or a run's folder"
+            )
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FastnasError(f"genotype file {path}: cannot be read as text ({error})") from None

@@ -7,6 +7,7 @@ import torch
 from fastnas.errors import FastnasError
 from fastnas.spaces import Space
 from fastnas.spaces.recurrent import RecurrentSpace
+from fastnas.supernet.anomaly import AnomalyError
 from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
@@ -73,6 +74,7 @@ def build_recurrent(
 
 __all__ = [
     "BACKENDS",
+    "AnomalyError",
     "Arena",
     "Batch",
     "Executor",

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
+from fastnas.supernet.anomaly import put_back, random_state, watched
 from fastnas.supernet.arena import Arena, gradient_parts, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
@@ -40,6 +41,8 @@ class SupernetProblem:
         average: replaces a flat tensor by the mean of all processes' ones, where each has its shard of both batches,
             and returns it: the oracles are those of the whole batches then, but for BatchNorm. One call an oracle.
             None: the batches are whole.
+        detect_anomaly: look at every operator's output, without graphs; ``AnomalyError`` names the first that is not
+            finite.
 
     Attributes:
         carried: what the next batch of the validation stream begins with, as the newest pass over ``val`` left it: the
@@ -55,9 +58,12 @@ class SupernetProblem:
         *,
         graphs: Graphs | None = None,
         average: Callable[[Tensor], Tensor] | None = None,
+        detect_anomaly: bool = False,
     ) -> None:
         self.net, self.train, self.val, self.loss, self.graphs = net, train, val, loss, graphs
-        self.average = average
+        self.average, self.detect_anomaly = average, detect_anomaly
+        if detect_anomaly:
+            self.graphs = None
         self.w, self.alpha = net.weights.flat, net.alphas.flat
         self.carried: tuple[Tensor, ...] = ()
 
@@ -114,14 +120,24 @@ class SupernetProblem:
     def _product_parts(
         self, training: bool, of: Arena, weights: Tensor | None, alphas: Tensor | None, *batch: Tensor
     ) -> tuple[Tensor, ...]:
-        net = self.net
+        net, value = self.net, partial(self._value, training, *batch)
+        if not carries_tangents(net):
+            with self._oracle(value):
+                return double_backward(net, value, of, weights, alphas)
+        if self.detect_anomaly:
+            self._look_before(value)
         with self._oracle():
-            if not carries_tangents(net):
-                return double_backward(net, partial(self._value, training, *batch), of, weights, alphas)
             assert isinstance(net, FusedSupernet)
             images, labels = batch
             with nullcontext() if of is net.weights else net.weights.constant():
                 return gradient_parts(loss_tangent(net, self.loss, images, labels, weights, alphas), of)
+
+    def _look_before(self, value: Callable[[], Tensor]) -> None:
+        """Looks at the passes of the loss itself: what torch computes of tangents does not bear being looked at."""
+        random = random_state(self.net)
+        with self._oracle(value):
+            gradient_parts(value(), self.net.weights, self.net.alphas)
+        put_back(self.net, random)
 
     def _gradients(self, oracle: str, batch: Batch, *arenas: Arena) -> tuple[Tensor, ...]:
         training = batch is self.train
@@ -149,8 +165,9 @@ class SupernetProblem:
     def _parts(self, training: bool, arenas: tuple[Arena, ...], *batch: Tensor) -> tuple[Tensor, ...]:
         """The gradients of a batch's loss, then what is carried; the network's state as it was."""
         weights = self.net.weights
-        with self._oracle(), nullcontext() if weights in arenas else weights.constant():
-            return *gradient_parts(self._value(training, *batch), *arenas), *self.net.carried()
+        value = partial(self._value, training, *batch)
+        with self._oracle(value), nullcontext() if weights in arenas else weights.constant():
+            return *gradient_parts(value(), *arenas), *self.net.carried()
 
     def _value(self, training: bool, *batch: Tensor) -> Tensor:
         """The loss of a batch; ``training``: with the network's own penalty, if it has one."""
@@ -159,12 +176,13 @@ class SupernetProblem:
         return value + penalty if training and penalty is not None else value
 
     @contextmanager
-    def _oracle(self) -> Iterator[None]:
-        """What every oracle runs in."""
+    def _oracle(self, value: Callable[[], Tensor] | None = None) -> Iterator[None]:
+        """What every oracle runs in; ``value``, if it may be looked at, is the loss that it differentiates."""
         mode = self.net.training
         self.net.train()
         try:
-            with self.net.frozen_statistics(), pinned(), torch.enable_grad():
+            looking = watched(self.net, value) if self.detect_anomaly and value is not None else nullcontext()
+            with self.net.frozen_statistics(), pinned(), torch.enable_grad(), looking:
                 yield
         finally:
             self.net.train(mode)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastnas.data.npz import read_array
+from fastnas.data.npz import read_array, texts
 from fastnas.errors import FastnasError
 
 # kinds of NumPy types, and what a sentence calls them
@@ -65,6 +65,10 @@ class Archive:
             wanted = ", ".join("any" if n is None else str(n) for n in shape)
             raise FastnasError(f"table {self.path}: {name} must have shape ({wanted}), got {found.shape}")
         return found
+
+    def texts(self, name: str, count: int) -> list[str]:
+        """``count`` texts."""
+        return texts(self.path, name, self.array(name, "US", (count,)))
 
     def numbers(
         self, name: str, shape: tuple[int | None, ...], low: float, high: float, missing: bool = False

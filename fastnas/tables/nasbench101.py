@@ -141,17 +141,17 @@ class Nasbench101Table:
             FastnasError: the file is missing, damaged, or not such a table; nothing in it is unpickled.
         """
         with Archive(path) as archive:
-            names = archive.array("op_names", "US", (len(OPERATIONS),)).astype(str).tolist()
+            names = archive.texts("op_names", len(OPERATIONS))
             if tuple(names) != OPERATIONS:
                 raise FastnasError(
                     f"table {path}: op_names must be {', '.join(OPERATIONS)}, got {', '.join(names)}"
                 )
-            epochs = archive.integers("epochs", (None,), min(EPOCHS), max(EPOCHS))
+            epochs = archive.integers("epochs", (None,), min(EPOCHS), max(EPOCHS)).astype(np.int32)
             hashes = archive.integers("hashes", (None, 16), 0, 255).astype(np.uint8)
             cells = len(hashes)
             if not cells or not len(epochs) or not (np.diff(epochs) > 0).all():
                 raise FastnasError(f"table {path}: it must have cells, and epochs in rising order")
-            arrays = {
+            arrays: dict[str, np.ndarray] = {
                 "epochs": epochs,
                 "hashes": np.ascontiguousarray(hashes),
                 "edges": archive.integers("edges", (cells,), 1, 2 ** len(_UPPER[0]) - 1),

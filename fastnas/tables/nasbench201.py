@@ -99,7 +99,7 @@ class Nasbench201Table:
             FastnasError: the file is missing, damaged, or not such a table; nothing in it is unpickled.
         """
         with Archive(path) as archive:
-            names = archive.array("op_names", "US", (len(NASBENCH201_PRIMITIVES),)).astype(str).tolist()
+            names = archive.texts("op_names", len(NASBENCH201_PRIMITIVES))
             if sorted(names) != sorted(NASBENCH201_PRIMITIVES):
                 raise FastnasError(
                     f"table {path}: op_names must be {', '.join(NASBENCH201_PRIMITIVES)}, got {', '.join(names)}"

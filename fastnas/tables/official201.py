@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,10 @@ def official_columns(
     else:
         content = stream_dict(path, needed, progress)
         cells = _cells(path, content)
-        infos = iter(sorted(_dictionary(path, content, "arch2infos").items()))
+        infos = iter(_in_order(path, _dictionary(path, content, "arch2infos"), len(cells)))
     found: dict[int, CellString] = {}
     rows = []
     for index, info in infos:
-        if type(index) is not int or not 0 <= index < len(cells):
-            raise FastnasError(f"{path}: it holds a cell {index!r}, but there are {len(cells)} architectures")
         found[index] = cells[index]
         rows.append(_numbers(f"{path}: cell {index}", info))
     if not rows:
@@ -124,12 +123,23 @@ def _folder(
 
 def _cells(path: Path, content: dict[str, Any]) -> list[CellString]:
     archs = content.get("meta_archs")
-    if not isinstance(archs, list) or not archs or any(type(arch) is not str for arch in archs):
+    if (
+        not isinstance(archs, list)
+        or not 0 < len(archs) <= CELLS
+        or any(type(arch) is not str for arch in archs)
+    ):
         raise FastnasError(f"{path}: not a NAS-Bench-201 file: it has no list of architectures, 'meta_archs'")
     try:
         return [CellString.parse(arch) for arch in archs]
     except FastnasError as error:
         raise FastnasError(f"{path}: not a NAS-Bench-201 file: {error}") from None
+
+
+def _in_order(path: Path, infos: dict[Any, Any], cells: int) -> list[tuple[int, Any]]:
+    for index in infos:
+        if type(index) is not int or not 0 <= index < cells:
+            raise FastnasError(f"{path}: it holds a cell {index!r}, but there are {cells} architectures")
+    return sorted(infos.items(), key=itemgetter(0))
 
 
 def _numbers(where: str, info: Any) -> dict[str, float]:

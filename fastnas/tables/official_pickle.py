@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import io
 import mmap
+import os
 import pickle
 import struct
 import sys
@@ -18,12 +19,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from fastnas.data.plain_pickle import ANSWERS, Answer, Dtype, PlainUnpickler, Refused
+from fastnas.data.plain_pickle import ANSWERS, Answer, Dtype, PlainUnpickler, Refused, check_keys
 from fastnas.errors import FastnasError
 
 # torch.save before 1.6 begins with this number, its protocol and a note on the system, a pickle each.
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LARGEST_PIECE = 2**28
+_LONGEST_LINE = 2**16  # of names and of numbers in decimal digits
+# A small compressed file can stand for any number of bytes. Benchmarks' losses and accuracies hardly compress: an entry
+# of a dictionary is two opcodes or three, and several bytes, compressed or not.
+_MOST_BYTES = 100
+_MOST_STEPS = 4
+_OF_SMALL_FILES = 2**20  # steps, and 16 bytes for each
 _NUMBERS = {"f2": "e", "f4": "f", "f8": "d", "i1": "b", "u1": "B", "i4": "i", "u4": "I", "i8": "q", "u8": "Q"}
 
 Filter = Callable[[list[Any]], Iterator[tuple[Any, Any]]]
@@ -51,6 +58,19 @@ def _scalar(dtype: object, raw: object = None) -> float:
     return struct.unpack(order + _NUMBERS[dtype.kind], raw)[0]  # type: ignore[arg-type]
 
 
+def _pairs(pairs: Any = ()) -> dict[Any, Any]:
+    """An OrderedDict of a list of pairs."""
+    found = [(key, value) for key, value in pairs]
+    check_keys(key for key, _ in found)
+    return dict(found)
+
+
+def _set(items: Any = ()) -> set[Any]:
+    """A set of a list."""
+    check_keys(items)
+    return set(items)
+
+
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
 _TORCH_NAMES = (
     ("torch._utils", "_rebuild_tensor"),
@@ -60,9 +80,9 @@ _TORCH_NAMES = (
 )
 _OFFICIAL_ANSWERS: dict[tuple[str, str], object] = {
     **ANSWERS,
-    ("collections", "OrderedDict"): Answer(lambda pairs=(): dict(pairs)),
-    ("builtins", "set"): Answer(lambda items=(): set(items)),
-    ("__builtin__", "set"): Answer(lambda items=(): set(items)),
+    ("collections", "OrderedDict"): Answer(_pairs),
+    ("builtins", "set"): Answer(_set),
+    ("__builtin__", "set"): Answer(_set),
     ("numpy.core.multiarray", "scalar"): Answer(_scalar),
     ("numpy._core.multiarray", "scalar"): Answer(_scalar),
     **{name: Answer(lambda *_: _SKIPPED) for name in _TORCH_NAMES},
@@ -82,28 +102,17 @@ class _StreamedUnpickler(PlainUnpickler):
     answers = _OFFICIAL_ANSWERS
     dispatch: ClassVar[dict[int, Any]] = dict(PlainUnpickler.dispatch)
 
-    def __init__(self, stream: Any, entries: Filter, tick: Callable[[], object]) -> None:
-        super().__init__(stream, fix_imports=False, encoding="bytes")
+    def __init__(self, stream: Any, filtered: Filter, tick: Callable[[], object], steps: int) -> None:
+        super().__init__(stream, steps)
         self.memo: Any = _Memo()
-        self.entries, self.tick = entries, tick
+        self.filtered, self.tick = filtered, tick
 
     def persistent_load(self, _id: object) -> Any:
         return _SKIPPED
 
-    def load_setitems(self) -> None:
-        items = self.pop_mark()  # type: ignore[attr-defined]
-        self._target().update(self.entries(items))
+    def entries(self, items: list[Any]) -> Iterator[tuple[Any, Any]]:
         self.tick()
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()  # type: ignore[attr-defined]
-        self._target().update(self.entries([key, value]))
-
-    def _target(self) -> dict[Any, Any]:
-        target = self.stack[-1]  # type: ignore[attr-defined]
-        if type(target) is not dict:
-            raise pickle.UnpicklingError("entries of something that is no dictionary")
-        return target
+        return self.filtered(items)
 
     def load_text(self) -> None:
         (size,) = struct.unpack("<I", self.read(4))  # type: ignore[attr-defined]
@@ -117,8 +126,6 @@ class _StreamedUnpickler(PlainUnpickler):
         text = self.read(size).decode("utf-8", "surrogatepass")  # type: ignore[attr-defined]
         self.append(sys.intern(text))  # type: ignore[attr-defined]
 
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-    dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.BINUNICODE[0]] = load_text
     dispatch[pickle.SHORT_BINUNICODE[0]] = load_short_text
 
@@ -138,11 +145,12 @@ def stream_dict(
             containers, NumPy's numbers and tensors (named in the message; nothing of it is run).
     """
     try:
+        steps = _OF_SMALL_FILES + _MOST_STEPS * path.stat().st_size
         with _opened(path) as (stream, position, legacy):
             tick = (lambda: progress(position())) if progress else (lambda: None)
             if legacy:
                 _skip_preamble(stream, entries)
-            content = _StreamedUnpickler(stream, entries, tick).load()
+            content = _StreamedUnpickler(stream, entries, tick, steps).load()
     except FastnasError:
         raise
     except Refused as refusal:
@@ -163,40 +171,59 @@ def stream_dict(
 
 
 def _skip_preamble(stream: Any, entries: Filter) -> None:
-    if _StreamedUnpickler(stream, entries, lambda: None).load() != _LEGACY_MAGIC:
+    def load() -> object:
+        return _StreamedUnpickler(stream, entries, lambda: None, _OF_SMALL_FILES).load()
+
+    magic = load()
+    if type(magic) is not int or magic != _LEGACY_MAGIC:
         raise ValueError("it is no file of torch.save and no .pickle.pbz2")
     for _ in ("protocol", "system"):
-        _StreamedUnpickler(stream, entries, lambda: None).load()
+        load()
 
 
 class _Careful:
-    """A stream that takes no memory for a length that only a damaged file can name."""
+    """A decompressed stream that takes no memory for a length that only a damaged file can name, and has an end.
 
-    def __init__(self, stream: Any) -> None:
-        self._read, self.readline = stream.read, stream.readline
+    Args:
+        stream: what is read.
+        packed: bytes of the file.
+    """
+
+    def __init__(self, stream: Any, packed: int) -> None:
+        self._stream, self._left = stream, _MOST_BYTES * packed + 16 * _OF_SMALL_FILES
 
     def read(self, size: int) -> bytes:
         if size > _LARGEST_PIECE:
             raise ValueError(f"a piece of {size} bytes")
-        return self._read(size)
+        return self._counted(self._stream.read(size))
+
+    def readline(self) -> bytes:
+        return self._counted(self._stream.readline(_LONGEST_LINE))
+
+    def _counted(self, content: bytes) -> bytes:
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it would be more than {_MOST_BYTES} times as large without its compression")
+        return content
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Callable[[], int], bool]]:
     """The pickle's stream, how far the file has been read, and whether it is torch's older format."""
     with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(4)
         file.seek(0)
         if start[:3] == b"BZh":
             with bz2.BZ2File(file) as unpacked:
-                yield _Careful(unpacked), file.tell, False
+                yield _Careful(unpacked, size), file.tell, False
         elif start[:2] == b"PK":
             with zipfile.ZipFile(file) as archive:
                 names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
                 if len(names) != 1:
                     raise ValueError("an archive, but not one of torch.save")
                 with archive.open(names[0]) as member:
-                    yield _Careful(io.BufferedReader(member, 2**20)), file.tell, False
+                    yield _Careful(io.BufferedReader(member, 2**20), size), file.tell, False
         elif not start:
             raise ValueError("the file is empty")
         else:

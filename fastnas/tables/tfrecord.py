@@ -18,6 +18,9 @@ from fastnas.errors import FastnasError
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 _MASK = 0xA282EAD8
+_LONGEST = (
+    2**16
+)  # bytes of a record; NAS-Bench-101's have about 1,000, and a batch takes the longest's for each of its own
 _BATCH = 4096  # records whose checksums are computed side by side
 
 
@@ -67,7 +70,7 @@ def records(path: Path, progress: Callable[[int], object] | None = None) -> Iter
         progress: is told how many bytes have been read.
 
     Raises:
-        FastnasError: the file is missing, empty, cut short, or a checksum is wrong.
+        FastnasError: the file is missing, empty, cut short, a record is too long, or a checksum is wrong.
     """
     if not path.is_file():
         raise FastnasError(f"{path}: no such file")
@@ -99,6 +102,10 @@ def _batch(
             if not contents and place == 0:
                 raise FastnasError(f"{path}: not a record file (.tfrecord)")
             raise FastnasError(f"{path}: the record at byte {place} is cut short; is the download complete?")
+        if length > _LONGEST:
+            raise FastnasError(
+                f"{path}: the record at byte {place} is too long for NAS-Bench-101: {length:,} bytes"
+            )
         content = memory[place + 12 : place + 12 + length]
         (content_sum,) = struct.unpack("<I", memory[place + 12 + length : place + 16 + length])
         heads.append(head[:8])

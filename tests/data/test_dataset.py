@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastnas.data import DATASETS, Dataset, load_dataset, split
+from fastnas.data import DATASETS, Dataset, load_dataset, read_corpus, split
 from fastnas.errors import FastnasError
 
 
@@ -169,3 +169,11 @@ def test_a_data_set_sorted_by_class_has_all_classes_in_both_halves() -> None:
 def test_mistakes_in_a_split(portion: float, limit: int | None, words: str) -> None:
     with pytest.raises(FastnasError, match=words):
         split(numbered(100), portion, limit=limit, seed=0)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "x" * 5000, "a\0b", "~\0"])
+@pytest.mark.parametrize("dataset", ["npz", "folder", "cifar10", "ptb"])
+def test_a_path_that_cannot_be_one(name: str, dataset: str) -> None:
+    with pytest.raises(FastnasError, match="--data") as caught:
+        read_corpus(dataset, name) if dataset == "ptb" else load_dataset(dataset, name)
+    assert str(caught.value).isprintable()

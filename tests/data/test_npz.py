@@ -175,3 +175,25 @@ def test_flipped_bytes_never_escape(tmp_path: Path, data: st.DataObject) -> None
     except FastnasError:
         return
     np.testing.assert_array_equal(found.images.numpy(), PIXELS)  # the checksum leaves no other outcome
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (np.zeros(1000, dtype="S1").view("V1"), "classes must be text"),
+        (np.array([0x7FFFFFFF, 1, 2], dtype="<u4").view("<U1"), "classes cannot be read as text"),
+    ],
+)
+def test_classes_that_are_no_text(tmp_path: Path, classes: np.ndarray, words: str) -> None:
+    with pytest.raises(FastnasError, match=words):
+        load_dataset("npz", save(tmp_path, images=PIXELS, labels=LABELS, classes=classes))
+
+
+def test_text_without_letters_takes_no_memory(tmp_path: Path) -> None:
+    """A header of a thousand million texts of no letter promises no byte, and would become a list of them."""
+    file = save(tmp_path, images=PIXELS, labels=LABELS)
+    header = repr({"descr": "|S0", "fortran_order": False, "shape": (10**9,)}).encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("classes.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(FastnasError, match=r"classes must be text, got \|S0"):
+        load_dataset("npz", file)

@@ -24,7 +24,7 @@ PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 6)
 def load(tmp_path: Path, content: bytes, limit: int = LIMIT) -> dict:
     file = tmp_path / "data_batch_1"
     file.write_bytes(content)
-    return load_plain_dict(file, limit)
+    return load_plain_dict(file, limit, steps=1000)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -210,6 +210,40 @@ def test_damaged_numbers_take_no_memory(tmp_path: Path, content: bytes) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2**20
+
+
+LEAVES = b"K\x01\x85" + b"2\x86" * 60  # a tuple of 2**60 leaves
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"}" + LEAVES + b"Ns.", "a key that is no text"),
+        (b"}(" + LEAVES + b"Nu.", "a key that is no text"),
+        (b"(" + LEAVES + b"Nd.", "a key that is no text"),
+        (b"(" + LEAVES + b"\x91.", "a key that is no text"),
+        (b"\x8f(" + LEAVES + b"\x90.", "a key that is no text"),
+        (b"}\x8b\xa0\x86\x01\x00" + b"\x7f" * 100_000 + b"Ns.", "a key that is no text"),
+        (python2_pickle.global_("numpy", "dtype") + LEAVES + b"\x85R.", "a dtype without a name"),
+        (python2_pickle.global_("_codecs", "encode") + b"C\x01x" + LEAVES + b"\x86R.", "another encoding"),
+        (b"]" * 2000, "more than 1000 steps"),
+        (b"}\x96\xff\xff\xff\xff\x01\x00\x00\x00.", "KeyError: 150"),
+    ],
+)
+def test_a_hundred_bytes_take_no_ages(tmp_path: Path, content: bytes, words: str) -> None:
+    """Tuples of tuples of the same, which would be hashed or printed leaf by leaf; an object a byte; 8 GiB."""
+    with pytest.raises(FastnasError, match=words) as caught:
+        load(tmp_path, b"\x80\x04" + content)
+    assert len(str(caught.value)) < 500
+
+
+def test_an_array_of_leaves_is_not_printed(tmp_path: Path) -> None:
+    good = python2_pickle.dumps({"data": PIXELS})
+    shape = b"(J\x04\0\0\0J\x06\0\0\0t"
+    assert good.count(shape) == 1
+    for other in (LEAVES, b"(" + b"K\x01" * 9 + b"t"):
+        with pytest.raises(FastnasError, match="array of no known shape"):
+            load(tmp_path, good.replace(shape, other))
 
 
 def test_an_oversized_file_is_not_opened(tmp_path: Path) -> None:

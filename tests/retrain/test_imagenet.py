@@ -1,11 +1,17 @@
 """The ImageNet recipe on a folder of made-up images: the folder's form, its network, resume."""
 
+import signal
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastnas import FastnasError
+from fastnas.errors import Terminated
 from fastnas.retrain import retrain
+from fastnas.retrain.images import ImageTrainer
+from tests.runs.lives import same
 
 TINY = {
     "genotype": "DARTS_V2",
@@ -48,6 +54,29 @@ def test_a_broken_image_is_named_and_mended_the_run_ends_as_without_it(folder, t
     resumed = retrain(resume=tmp_path / "part", workers=1)
     saved = [(run.out / "network.safetensors").read_bytes() for run in (whole, resumed)]
     assert saved[0] == saved[1]
+
+
+def test_a_run_that_ends_at_any_step_goes_on_to_the_same(folder, tmp_path, monkeypatch):
+    """In the middle of an epoch, too, whichever number of processes reads the images."""
+    options = {**TINY, "data": folder, "drop_path": 0.3, "schedule": "cosine-steps"}
+    retrain(**options, out=tmp_path / "whole")
+    step, stops = ImageTrainer.step, 0
+
+    def terminated(self, *arguments):
+        signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(ImageTrainer, "step", terminated)
+    run = partial(retrain, **options, out=tmp_path / "run")
+    while True:
+        try:
+            run()
+            break
+        except Terminated:
+            stops += 1
+            run = partial(retrain, resume=tmp_path / "run", workers=stops % 2)
+    assert stops == 4  # two epochs of two batches
+    assert same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

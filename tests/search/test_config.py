@@ -64,6 +64,13 @@ def test_differences_name_what_would_change_the_trajectory():
         ({"train_portion": 1.0}, "--train-portion must be less than 1"),
         ({"momentum": 1.0}, "--momentum must be less than 1"),
         ({"seed": -1}, "--seed must be at least 0"),
+        ({"seed": 10**400}, "--seed must be at most"),
+        ({"channels": -(10**400)}, "--channels must be at least 1"),
+        ({"eta": 10**400}, "option eta must be float"),
+        (
+            {"data": "~nobody-of-this-name/x", "dataset": "npz"},
+            "--data '~nobody-of-this-name/x' cannot be looked",
+        ),
         ({"seed": 2**32}, "--seed must be less than"),
     ],
 )

@@ -2,21 +2,28 @@
 
 import signal
 import threading
+from functools import partial
 
 import pytest
 
 import fastnas
+from fastnas.errors import Terminated
 from fastnas.runs.checkpoint import Checkpoints
 from fastnas.search import images, loop
 from fastnas.search.step import SearchStep
 from fastnas.supernet import Supernet
 from tests.checkpoints import newest, sealed
+from tests.runs.lives import same
 
 STEPS = 4  # 2 epochs of 4 batches, 2 a step
 
 
 def press():
     signal.raise_signal(signal.SIGINT)
+
+
+def terminate():
+    signal.raise_signal(signal.SIGTERM)
 
 
 class DropsExceptions:
@@ -30,7 +37,7 @@ def press_in_a_finalizer():
     DropsExceptions()
 
 
-PRESSES = [press, press_in_a_finalizer]
+PRESSES = [press, press_in_a_finalizer, terminate]
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +47,7 @@ def handler():
     yield
     left = signal.signal(signal.SIGINT, before)
     assert left is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.fixture
@@ -86,6 +94,76 @@ def test_a_second_press_breaks_a_step_off(tiny, steps):
     with pytest.raises(KeyboardInterrupt, match="to go on"):
         tiny()
     assert (steps.begun, steps.ended) == (1, 0)
+
+
+def test_a_second_sigterm_breaks_nothing_off(tiny, steps, tmp_path):
+    def twice(_):
+        terminate()
+        terminate()
+
+    steps.during = twice
+    with pytest.raises(Terminated, match="to go on"):
+        tiny()
+    assert (steps.begun, steps.ended) == (1, 1)
+    assert newest(tmp_path / "run").stem == "00000-0000001"
+
+
+MOVING = {"epochs": 2, "crop_padding": 1, "flip": True, "cutout": 2, "checkpoint_seconds": 0.0}
+RESUMED = [
+    {"method": "first-order", "drop_path": 0.3, "layers": 2, "image_size": None},
+    {"method": "darts", "space": "nasbench201"},
+    {"method": "idarts", "space": "nasbench1shot1-1"},
+    {"method": "reverse", "hvp": "exact", "mixed_product": "exact"},
+    {"method": "idarts-release", "audit_every": 1, "spectrum_every": 2},
+    {
+        "method": "idarts",
+        "inner_steps": 3,
+        "train_portion": 0.75,
+        "audit_every": 1,
+    },  # alpha's split is seen twice
+]
+
+
+@pytest.mark.parametrize("options", RESUMED)
+def test_a_run_that_ends_at_any_step_goes_on_to_the_same(tiny, tmp_path, steps, options):
+    """Behind every step of the search, and in its evaluations: SIGTERM, and once more after each resumption."""
+    whole = tiny(**MOVING, **options, out=tmp_path / "whole")
+    count, steps.begun = steps.begun, 0
+    steps.during = lambda _: terminate()
+    out, stops = tmp_path / "run", 0
+    run = partial(tiny, **MOVING, **options)
+    while True:
+        try:
+            found = run()
+            break
+        except Terminated:
+            stops += 1
+            run = partial(fastnas.search, resume=out)
+    assert stops == count
+    assert same(out, tmp_path / "whole")
+    assert found.genotype == whole.genotype
+
+
+def test_a_run_that_ends_in_an_evaluation_goes_on_to_the_same(tiny, tmp_path, monkeypatch):
+    options = {"epochs": 2, "audit_every": 1, "spectrum_every": 1, "method": "darts"}
+    tiny(**options, out=tmp_path / "whole")
+    evaluate, out = images.ImageTask.evaluate, tmp_path / "run"
+    # The first run stops as it evaluates its first epoch; the second does that again and stops at its second.
+    for number, run in ((1, tiny), (2, partial(fastnas.search, resume=out))):
+        left = iter(range(number - 1, -1, -1))
+
+        def stopped(self, net, check, left=left):
+            if not next(left):
+                terminate()
+            return evaluate(self, net, check)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(images.ImageTask, "evaluate", stopped)
+            with pytest.raises(Terminated):
+                run(**(options if number == 1 else {}))
+        assert newest(out).stem == f"{number - 1:05d}-0000002"
+    fastnas.search(resume=out)
+    assert same(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("how", PRESSES)
@@ -137,7 +215,7 @@ def test_while_the_data_is_read_nothing_is_made(tiny, tmp_path, steps, monkeypat
     with pytest.raises(KeyboardInterrupt) as stop:
         tiny()
     assert str(stop.value) == ""
-    assert len(loaded) == (0 if how is press else 1)  # at once, where Python raises it
+    assert len(loaded) == (1 if how is press_in_a_finalizer else 0)  # at once, where Python raises it
     assert steps.begun == 0
     assert not (tmp_path / "run").exists()
 

@@ -131,17 +131,27 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     assert shown.count("\n") == 1
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_says_how_to_go_on(tmp_path, number, status):
     out = tmp_path / "run"
     with started("--epochs", 1000, "--out", out) as process:
         deadline = time.monotonic() + 60
         while not sealed(out) and time.monotonic() < deadline:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert f"to go on: python -m fastnas.search --resume {out}" in errors
     assert "Traceback" not in errors
+
+
+def test_a_bare_resume_begins_or_goes_on(tmp_path, capsys):
+    out = tmp_path / "run"
+    for lines in (2, 0):
+        main([*TINY, "--epochs=2", f"--out={out}", "--resume"])
+        assert capsys.readouterr().out.count("train loss") == lines
+    with pytest.raises(SystemExit):  # a folder that is named to be resumed must be there
+        main([f"--resume={tmp_path / 'absent'}"])
 
 
 def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path):

@@ -234,10 +234,8 @@ def test_a_full_disk_says_where_and_how_to_go_on(tiny, monkeypatch, file, where)
 
 
 def test_a_loss_that_is_not_finite_stops_the_search(tiny):
-    wanted = r"epoch 1, step \d: the oracle val_grads \(dL2/dw and dL2/dalpha\) returned NaN or infinity, so alpha "
-    with pytest.raises(
-        FastnasError, match=wanted + "was not moved; start again with a lower --learning-rate"
-    ):
+    wanted = r"epoch 1, step \d: NaN or infinity in the loss, first in the output of aten::convolution in stages.1.pre"
+    with pytest.raises(FastnasError, match=wanted + ".* start again with a lower --learning-rate"):
         tiny(learning_rate=1e30, learning_rate_min=0.0)
 
 

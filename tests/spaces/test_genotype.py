@@ -98,6 +98,9 @@ def test_a_bad_sequence_is_one_sentence(text, sentence):
     [
         "{}",
         '{"space": "mine", "edges": [1]}',
+        '{"space": "mine", "edges": {}}',
+        '{"space": "mine", "edges": {"cell": []}}',
+        '{"space": "mine", "edges": {"cell": [[0, 1000000000000, "none"]]}}',
         '{"space": "mine", "edges": {"cell": [[1, 0, "none"]]}}',
         '{"space": "mine", "edges": {"cell": [[0, 1, 2]]}}',
     ],
@@ -160,6 +163,11 @@ def test_darts_prints_as_darts_does():
         (SOURCE.format(concat="range(10**9)"), "not a DARTS genotype"),
         (SOURCE.format(concat="range(0, 2**40)"), "not a DARTS genotype"),
         (SOURCE.format(concat="3"), "normal_concat must be a list"),
+        (
+            SOURCE.format(concat="[0x" + "f" * 5000 + "]"),
+            "normal_concat must be a list of states, got a list that is too",
+        ),
+        (SOURCE.format(concat="[2]").replace(", 1)", ", 0x" + "f" * 5000 + ")"), "normal must be a list"),
         (SOURCE.format(concat="[3]"), "normal_concat must list different states from 0 to 2"),
         (SOURCE.format(concat="[2, 2]"), "must list different states"),
         (
@@ -216,3 +224,17 @@ def test_genotypes_from_names_and_files(tmp_path):
             read_genotype("darts", source)
     with pytest.raises(FastnasError, match="does not fit nasbench201"):
         read_genotype("nasbench201", "DARTS_V1")
+
+
+def test_a_file_that_is_no_genotype_by_its_size_is_not_read(tmp_path):
+    file = tmp_path / "weights"
+    with file.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(FastnasError, match=r"no genotype takes 1,099,511,627,776 bytes"):
+        read_genotype("darts", file)
+
+
+def test_odd_literals_are_not_warned_of(recwarn):
+    with pytest.raises(FastnasError):
+        Genotype.parse("Genotype(1if 2else 3, '\\d')")
+    assert not recwarn.list

@@ -282,3 +282,14 @@ def test_a_compact_file_that_is_none(tmp_path, compact, name, value, words):
     np.savez(tmp_path / "table.npz", **contents)
     with pytest.raises(FastnasError, match=words):
         load_table(tmp_path / "table.npz")
+
+
+def test_a_record_of_a_few_megabytes_is_refused(tmp_path):
+    """A batch of records takes the longest one's memory for each of them."""
+    path = official101.write(tmp_path / "a.tfrecord", [b"{}"])
+    with path.open("ab") as file:
+        file.write(struct.pack("<QI", 2**22, 0) + bytes(2**22 + 4))
+    with pytest.raises(
+        FastnasError, match=r"the record at byte 18 is too long for NAS-Bench-101: 4,194,304 bytes"
+    ):
+        convert(path, tmp_path / "out.npz")

@@ -196,3 +196,26 @@ def test_flipped_bytes_never_escape(tmp_path, data):
     path.write_bytes(raw)
     with pytest.raises(FastnasError):  # whole or not: a result of 200 epochs on cifar10 is missing
         official_columns(path)
+
+
+@pytest.mark.parametrize("index", [1 << 20_000, (0, 1), -1], ids=["huge", "pair", "negative"])
+def test_an_odd_number_of_a_cell(tmp_path, index):
+    content, _ = small()
+    content["arch2infos"][index] = {}
+    with pytest.raises(FastnasError, match=r"there are 1 architectures|a key that is no"):
+        official_columns(official201.write_pth(tmp_path / "a.pth", content, legacy=True))
+
+
+def test_a_small_file_does_not_become_a_large_one(tmp_path):
+    """Bombs of bzip2: an object a byte, pieces that are dropped again, a line without an end."""
+    for opcode, words in (
+        (b"]", "more than .* steps"),
+        (b"B\0\0\0\1" + bytes(2**24) + b"0", "100 times as large"),
+    ):
+        path = tmp_path / "a.pickle.pbz2"
+        path.write_bytes(bz2.compress(b"\x80\x04" + opcode * (2**24 // len(opcode) + 2)))
+        with pytest.raises(FastnasError, match=words):
+            official_columns(path)
+    path.write_bytes(bz2.compress(b"\x80\x04S" + b"a" * 2**24))
+    with pytest.raises(FastnasError, match="must be quoted"):
+        official_columns(path)

@@ -1,15 +1,16 @@
-"""What the hypergradients of an epoch noticed, said once an epoch and counted."""
+"""What the steps of an epoch noticed, said once an epoch and counted."""
 
 from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from tqdm import tqdm
 
 from fastnas.bilevel import NotFiniteError, Watch
-from fastnas.errors import FastnasError
 
 
 class Notices:
@@ -17,7 +18,7 @@ class Notices:
 
     Args:
         epoch: in the sentences.
-        device: of the search.
+        device: of the run.
         steps: of the epoch, done before.
         count: of them, those whose estimator noticed something.
         say: whether the first sentence is written on the standard error.
@@ -38,28 +39,40 @@ class Notices:
         """The next step's.
 
         Raises:
-            FastnasError: an oracle was not finite; the sentence has the step's number.
+            NotFiniteError: something in a step was not finite; the sentence has the step's number.
         """
         self._steps += 1
         self._unread.append((self._steps, watch))
         self._read(self._behind)
 
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Within it, an error of the next step, raised at once, says which step it is."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{self._where(self._steps + 1)}: {error}") from None
+
+    def _where(self, step: int) -> str:
+        return f"epoch {self.epoch}, step {step}"
+
     def finish(self) -> int:
-        """Reads what is left; raises as ``add``. Returns the count."""
+        """Reads what is left, as must be done before anything is kept of the state; raises as ``add``.
+
+        Returns:
+            The count.
+        """
         self._read(0)
         return self.count
 
     def _read(self, left: int) -> None:
         while len(self._unread) > left:
             step, watch = self._unread.popleft()
-            where = f"epoch {self.epoch}, step {step}"
+            where = self._where(step)
             try:
                 sentences = watch.sentences()
             except NotFiniteError as error:
-                raise FastnasError(
-                    f"{where}: {error}, so alpha was not moved; "
-                    "start again with a lower --learning-rate in another --out"
-                ) from None
+                raise NotFiniteError(f"{where}: {error}") from None
             if sentences and not self.count and self._say:
                 tqdm.write(f"{where}: {sentences[0]}", file=sys.stderr)
             self.count += bool(sentences)
