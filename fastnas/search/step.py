@@ -192,9 +192,8 @@ class SearchStep:
         self, loss: Tensor, correct: Tensor, total: Tensor, grad: Tensor, *states: Tensor
     ) -> tuple[Tensor, ...]:
         """What :meth:`_weight_pass` does behind the gradient, and returns, along the mean of all ranks' gradients."""
-        self.guard.mark(total, grad)
-        grad, loss, correct = self.ranks.of_step(grad, loss, correct)
-        return loss, correct, self.guard.move(total, grad), *states
+        seen, loss, correct = self.guard.move_with(self.ranks, total, grad, loss, correct)
+        return loss, correct, seen, *states
 
     def _gradient_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A weight step without the step: loss, hits, what is differentiated, its gradient (P,), what is carried."""
