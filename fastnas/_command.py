@@ -54,6 +54,17 @@ def clear_errors() -> Iterator[None]:
         sys.exit(141)
     except OSError as error:
         _fail(f"{error.strerror or error}: {error.filename or 'while writing'}", 1)
+    except (RuntimeError, MemoryError) as error:
+        from fastnas.runs.memory import (
+            is_out_of_memory,
+        )  # here: torch is not to be imported before it is needed
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(
+            "no memory left before the first step; take a smaller network or --batch-size, or a device with more",
+            1,
+        )
 
 
 def rank() -> int:

@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 
@@ -47,17 +48,25 @@ def peak_bytes(function: Callable[[], object], device: torch.device | str = "cpu
         function()
         synchronize(device)
         return torch.cuda.max_memory_allocated(device) - start
+    return max(memory_course(function, device), default=0)
+
+
+def memory_course(function: Callable[[], object], device: torch.device | str = "cpu") -> list[int]:
+    """What torch's allocator held above its start after each allocation and each release of one call, in bytes.
+
+    >>> memory_course(lambda: torch.zeros(1 << 20))
+    [4194304, 0]
+    """
+    device = torch.device(device)
+    kind = torch.autograd.DeviceType.CUDA if device.type == "cuda" else torch.autograd.DeviceType.CPU
     with torch.autograd.profiler.profile(profile_memory=True, use_kineto=True) as profiler:
         function()
+        synchronize(device)
     assert profiler.kineto_results is not None
     # The events as kineto recorded them: profiler.events() would first build a tree of all operators.
     memory = [
         (event.start_ns(), event.nbytes())
         for event in profiler.kineto_results.events()
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU
+        if event.name() == "[memory]" and event.device_type() == kind
     ]
-    held = peak = 0
-    for _, size in sorted(memory, key=lambda event: event[0]):
-        held += size
-        peak = max(peak, held)
-    return peak
+    return list(accumulate(size for _, size in sorted(memory, key=lambda event: event[0])))

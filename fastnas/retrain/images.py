@@ -18,7 +18,7 @@ from fastnas.data.batches import Batch
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.network import network_of
-from fastnas.retrain.sources import source_of
+from fastnas.retrain.sources import Source, source_of
 from fastnas.retrain.trainer import Tally
 from fastnas.runs.guard import Guard
 from fastnas.runs.interrupt import Interrupt
@@ -45,6 +45,7 @@ class ImageTrainer:
         genotype: AnyGenotype,
         device: torch.device,
         interrupt: Interrupt,
+        source: Source | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         from fastnas.describe import (
@@ -55,7 +56,7 @@ class ImageTrainer:
         self.tally: Tally | None = None
         self.batch_size = config.images.batch_size or 1
         ranks.check_divides(self.batch_size)
-        self.source = source_of(config, device, ranks.shard)
+        self.source = source or source_of(config, device, ranks.shard)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
         self.size = self.source.train_images
         self.reads: dict[str, Any] = {

@@ -14,6 +14,7 @@ from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
+from fastnas.retrain.memory import memory_told
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
@@ -79,7 +80,7 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, genotype, trainer.reads))
-        with folder.resumable():
+        with folder.resumable(), memory_told(trainer, config, folder):
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder, progress)
             _epochs(trainer, config, folder, rows, progress, interrupt)
@@ -99,8 +100,8 @@ def trainer_of(
 ) -> Trainer:
     """What trains ``genotype`` by a resolved configuration: its data set decides."""
     if family(config.space).reads == "text":
-        return TextTrainer(config, genotype, device, interrupt, ranks)
-    return ImageTrainer(config, genotype, device, interrupt, ranks)
+        return TextTrainer(config, genotype, device, interrupt, ranks=ranks)
+    return ImageTrainer(config, genotype, device, interrupt, ranks=ranks)
 
 
 def _taken_up(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from fastnas._measure import peak_memory
 from fastnas.bilevel import NotFiniteError, Watch
-from fastnas.data import Windows, read_corpus, streams, window
+from fastnas.data import Corpus, Windows, read_corpus, streams, window
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Tally
@@ -53,6 +53,7 @@ class TextTrainer:
         genotype: AnyGenotype,
         device: torch.device,
         interrupt: Interrupt,
+        corpus: Corpus | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         from fastnas.describe import (
@@ -65,7 +66,7 @@ class TextTrainer:
         run, optimiser, text = config.run, config.optimiser, config.text
         if run.compile == "on":
             raise FastnasError("--compile on is for images: leave it out")
-        corpus = read_corpus(config.images.dataset, config.images.data)
+        corpus = corpus or read_corpus(config.images.dataset, config.images.data)
         batch_size = filled(config.images.batch_size)
         ranks.check_divides(batch_size)
         self.train = streams(corpus.train, batch_size)[:, ranks.shard.of(batch_size)].contiguous().to(device)

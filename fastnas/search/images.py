@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.data import Batches, channel_statistics, load_dataset, split
+from fastnas.data import Batches, Dataset, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
 from fastnas.runs.options import filled
 from fastnas.runs.ranks import ALONE, Ranks
@@ -24,10 +24,16 @@ class ImageTask:
 
     unit, bar_unit = "images", "img"
 
-    def __init__(self, config: SearchConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        dataset: Dataset | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config, self.device, self.ranks = config, device, ranks
         images, batch_size = config.images, filled(config.images.batch_size)
-        self.dataset = load_dataset(images.dataset, images.data, image_size=images.image_size)
+        self.dataset = dataset or load_dataset(images.dataset, images.data, image_size=images.image_size)
         weight_split, alpha_split = split(
             self.dataset, images.train_portion, limit=images.images, seed=config.run.seed
         )

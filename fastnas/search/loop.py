@@ -33,6 +33,7 @@ from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.folder import RunFolder
+from fastnas.search.memory import check_memory, memory_told
 from fastnas.search.self_audit import NO_AUDIT, audit_line, self_audit, untouched
 from fastnas.search.step import SearchStep
 from fastnas.search.table import open_table, table_entries, table_shown
@@ -98,7 +99,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, measured))
-        with folder.resumable():
+        with folder.resumable(), memory_told(search, folder):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
             stop = _epochs(search, folder, rows, progress)
@@ -113,8 +114,9 @@ def _prepared(config: SearchConfig, device: torch.device, interrupt: Interrupt, 
     table = open_table(config)
     with unrestricted():
         check_first_use(device)
-    search = Search(config, device, interrupt, ranks)
+    search = Search(config, device, interrupt, ranks=ranks)
     search.table = table
+    check_memory(search)
     return search
 
 
@@ -218,11 +220,16 @@ class Search:
     """
 
     def __init__(
-        self, config: SearchConfig, device: torch.device, interrupt: Interrupt, ranks: Ranks = ALONE
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        interrupt: Interrupt,
+        task: Task | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config, self.device, self.interrupt, self.ranks = config, device, interrupt, ranks
         self.table: Table | None = None  # run_search opens it
-        self.task = make_task(config, device, ranks)
+        self.task = task or make_task(config, device, ranks)
         self.train, self.val = self.task.train, self.task.val
         self.inner_steps = config.hypergradient.inner_steps or 1
         self.task.check_inner_steps(self.inner_steps)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastnas.errors import FastnasError
+from fastnas.runs.memory import is_out_of_memory
 from fastnas.runs.options import filled
 from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.search.config import SearchConfig
@@ -116,7 +118,13 @@ def make_task(config: SearchConfig, device: torch.device, ranks: Ranks = ALONE) 
     """The task of a resolved configuration, its data read and on ``device``; batches are this rank's shards.
 
     Raises:
-        FastnasError: a mistake in the data.
+        FastnasError: a mistake in the data, or no memory for them.
     """
     ranks.check_divides(filled(config.images.batch_size))
-    return TextTask(config, device, ranks) if config.reads == "text" else ImageTask(config, device, ranks)
+    kind = TextTask if config.reads == "text" else ImageTask
+    try:
+        return kind(config, device, ranks=ranks)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FastnasError(f"--dataset {config.images.dataset}: no memory for its data on {device}") from None

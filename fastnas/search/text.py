@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnas.data import Windows, read_corpus, streams
+from fastnas.data import Corpus, Windows, read_corpus, streams
 from fastnas.errors import FastnasError
 from fastnas.runs.options import filled
 from fastnas.runs.ranks import ALONE, Ranks
@@ -24,9 +24,15 @@ class TextTask:
 
     unit, bar_unit = "words", "word"
 
-    def __init__(self, config: SearchConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        corpus: Corpus | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.config, self.device, self.ranks = config, device, ranks
-        self.corpus = read_corpus(config.images.dataset, config.images.data)
+        self.corpus = corpus or read_corpus(config.images.dataset, config.images.data)
         self.streams, self.bptt = filled(config.images.batch_size), filled(config.text.bptt)
         train, val = (
             streams(part, self.streams)[:, ranks.shard.of(self.streams)].contiguous().to(device)
