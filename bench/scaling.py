@@ -126,7 +126,8 @@ def measure(config: ScalingConfig) -> dict[str, Any]:
 
 def _on_ranks(size: int, config: ScalingConfig) -> dict[str, list[float]]:
     """What ``_timed`` gives on ``size`` processes, of each round the slowest rank's."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bench.scaling"])
     with tempfile.TemporaryDirectory() as folder:
         arguments = [(Path(folder), Ranks(rank, size), config) for rank in range(size)]
         started = [context.Process(target=_rank, args=some) for some in arguments]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnas.audit.problems import Averaged
-from fastnas.bilevel import METHODS, InnerSettings, Products
+from fastnas.bilevel import METHODS, InnerSettings, NotFiniteError, Products
 from fastnas.data import Augment, Batches, Dataset, Shard, Windows, streams
 from fastnas.runs.ranks import Ranks
 from fastnas.search import SearchStep
@@ -245,3 +245,27 @@ def test_masks_differ_by_rank_but_not_between_the_sides_of_a_difference():
             mask == seen[0] for mask in seen[:-1]
         )  # the oracles' and then the weight step's, which draws them
         assert len(seen) == METHODS["idarts"].gradients(SETTINGS) + 1
+
+
+def spoilt(ranks):
+    """A weight step in which the last rank alone reads a NaN; what is raised, and whether anything moved."""
+    step = image_step(SearchStep, "first-order", ranks=ranks)
+    train, _ = image_batches(ranks.shard)
+    step.weight_step(next(train), 0.1)
+    before = [tensor.clone() for tensor in (*moved(step).values(), step.net.running.flat)]
+    images, labels = next(train)
+    if ranks.rank == 1:
+        images[0, 0, 0, 0] = torch.nan
+    try:
+        step.weight_step((images, labels), 0.1)
+    except NotFiniteError as error:
+        after = (*moved(step).values(), step.net.running.flat)
+        return str(error), all(map(torch.equal, before, after))
+
+
+def test_a_step_that_is_not_finite_on_one_rank_is_made_by_none():
+    (zero, kept_zero), (one, kept_one) = on_ranks(2, spoilt)
+    assert "the images" in one
+    assert "so the step was not made" in zero
+    assert kept_zero
+    assert kept_one
