@@ -5,6 +5,7 @@
 
 #include "cpu/allocator.h"
 #include "cuda/runtime.h"
+#include "memory.h"
 #include "stable.h"
 
 namespace fastnas {
@@ -12,15 +13,31 @@ namespace fastnas {
 struct Images {
   void* data;
   int64_t count, channels, height, width, pixel;
+
+  // No product of the sizes: of a batch without elements it may not be a number.
+  bool has_pixels() const { return count > 0 && height > 0 && width > 0; }
+  int64_t pixels() const { return has_pixels() && channels > 0 ? count * height * width : 0; }
 };
 
 // How many of a side's pixels a stride takes.
-inline int64_t strided(int64_t side, int64_t stride) { return (side + stride - 1) / stride; }
+inline int64_t strided(int64_t side, int64_t stride) { return side == 0 ? 0 : (side - 1) / stride + 1; }
+
+// What kernels for a GPU count in 32 bits, and their grids in less.
+inline void check_fits_gpu(const Tensor& tensor, const Images& images, const char* op, const char* name) {
+  constexpr int64_t most_pixels = int64_t(1) << 30, most_channels = int64_t(1) << 16;
+  FASTNAS_CHECK(!cuda::on_gpu(tensor) || (images.pixels() <= most_pixels && images.channels <= most_channels),
+                op, name, " must have at most 2^30 pixels and 2^16 channels on CUDA, got ",
+                shape_text(tensor));
+}
 
 // Raises unless `tensor` is such a batch. `op` and `name` say whose argument it is.
 inline Images images_of(const Tensor& tensor, const char* op, const char* name) {
   FASTNAS_CHECK(tensor.dim() == 4, op, name, " must have shape (N, C, H, W), got ", shape_text(tensor));
   Images images{tensor.data_ptr(), tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3), 0};
+  if (tensor.numel() == 0) {
+    images.pixel = images.channels;
+    return images;
+  }
   // Strides of dimensions of length one mean nothing.
   if (images.width > 1)
     images.pixel = tensor.stride(3);
@@ -31,7 +48,9 @@ inline Images images_of(const Tensor& tensor, const char* op, const char* name) 
   const bool fits = (images.channels <= 1 || tensor.stride(1) == 1) && images.pixel >= images.channels &&
                     (images.height <= 1 || tensor.stride(2) == images.width * images.pixel) &&
                     (images.count <= 1 || tensor.stride(0) == images.height * images.width * images.pixel);
-  FASTNAS_CHECK(fits || tensor.numel() == 0, op, name, " must be in channels_last memory");
+  FASTNAS_CHECK(fits, op, name, " must be in channels_last memory");
+  check_stored(tensor, op, name);
+  check_fits_gpu(tensor, images, op, name);
   return images;
 }
 
@@ -41,6 +60,13 @@ inline Images images_like(const Tensor& tensor, const Tensor& model, const char*
                 " must be ", dtype_text(model), " on ", device_text(model), ", got ", dtype_text(tensor),
                 " on ", device_text(tensor));
   return images_of(tensor, op, name);
+}
+
+inline Region region_of(const char* name, const Images& images, const Tensor& model) {
+  if (images.pixels() == 0) return {name, nullptr, 0, 0, 0};
+  const int64_t element = static_cast<int64_t>(model.element_size());
+  return {name, static_cast<const char*>(images.data), images.channels * element, images.pixel * element,
+          images.pixels()};
 }
 
 inline void check_size(const Images& images, int64_t count, int64_t channels, int64_t height, int64_t width,
@@ -95,6 +121,7 @@ inline void check_shape(const Tensor& tensor, const Tensor& model, ScalarType dt
   FASTNAS_CHECK(fits, op, name, " must be contiguous, of shape (", text, "), ", dtype_text(dtype), " on ",
                 device_text(model), "; got ", shape_text(tensor), ", ", dtype_text(tensor), " on ",
                 device_text(tensor));
+  check_stored(tensor, op, name);
 }
 
 // Numbers for the images `model`.

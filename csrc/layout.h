@@ -18,13 +18,13 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
 
 // Whether the elements fill one block of memory, each address once, in whatever order of dimensions.
 inline bool is_dense(const Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
   std::vector<int64_t> order(tensor.dim());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(),
             [&](int64_t a, int64_t b) { return tensor.stride(a) < tensor.stride(b); });
   int64_t expected = 1;
   for (int64_t d : order) {
-    if (tensor.size(d) == 0) return true;
     if (tensor.size(d) == 1) continue;
     if (tensor.stride(d) != expected) return false;
     expected *= tensor.size(d);

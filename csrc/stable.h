@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -48,6 +49,12 @@ namespace fastnas {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// a b of numbers that are not negative, or the largest number there is.
+inline int64_t product(int64_t a, int64_t b) {
+  int64_t result = 0;
+  return __builtin_mul_overflow(a, b, &result) ? std::numeric_limits<int64_t>::max() : result;
+}
 
 template <class... Parts>
 std::string concat(const Parts&... parts) {

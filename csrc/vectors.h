@@ -4,6 +4,7 @@
 
 #include <optional>
 
+#include "memory.h"
 #include "stable.h"
 
 namespace fastnas {
@@ -21,6 +22,8 @@ inline std::string described(const Tensor& tensor) {
 inline void check_contiguous(const char* op, const Named& vector) {
   FASTNAS_CHECK(vector.tensor.is_contiguous(), op, ": ", vector.name,
                 " must be contiguous; call contiguous() on it");
+  FASTNAS_CHECK(is_stored(vector.tensor), op, ": ", vector.name, " must have memory for its elements ",
+                shape_text(vector.tensor), "; its storage was freed or made smaller");
 }
 
 // The vector that the others must be like: contiguous, float32 or float64.
@@ -47,6 +50,7 @@ inline void check_scalar(const char* op, const Named& scalar, ScalarType dtype, 
                     same_device(scalar.tensor, model.tensor),
                 op, ": ", scalar.name, " must be () of ", dtype_name, " on ", device_text(model.tensor),
                 "; got ", described(scalar.tensor));
+  check_contiguous(op, scalar);
 }
 
 // Where a number is that may be given as a tensor, one number of float64 on the model's device; null: it is
@@ -58,15 +62,18 @@ inline const double* number_at(const char* op, const char* name, const std::opti
   return static_cast<const double*>(number->data_ptr());
 }
 
-// A vector that is written and another of its size: in one and the same place, where that is allowed (each
-// element is read before it is written), or apart.
+// What is written and something else: apart, or, of a vector of its size, in one and the same place where
+// that is allowed (each element is read before it is written).
 inline void check_apart(const char* op, const Named& written, const Named& other, bool may_be_same) {
-  const char* a = static_cast<const char*>(written.tensor.data_ptr());
-  const char* b = static_cast<const char*>(other.tensor.data_ptr());
-  const int64_t bytes = written.tensor.numel() * (written.tensor.scalar_type() == ScalarType::Double ? 8 : 4);
-  const bool overlap = a < b + bytes && b < a + bytes;
-  FASTNAS_CHECK(!overlap || (may_be_same && a == b), op, ": ", written.name, " and ", other.name,
-                " must not overlap in memory");
+  const Region a = region_of(written.name, written.tensor), b = region_of(other.name, other.tensor);
+  FASTNAS_CHECK(!overlap(a, b) || (may_be_same && a.begin == b.begin && a.bytes == b.bytes), op, ": ",
+                written.name, " and ", other.name, " must not overlap in memory");
+}
+
+// A number that is read meanwhile, if it is given.
+inline void check_apart(const char* op, const Named& written, const char* name,
+                        const std::optional<Tensor>& number) {
+  if (number) check_apart(op, written, {name, *number}, false);
 }
 
 }  // namespace fastnas

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import torch  # first: the extension finds torch's libraries already loaded
 
+from fastnas import _lazy_views
 from fastnas._version import __version__
 from fastnas.errors import FastnasError
 
@@ -45,5 +46,7 @@ try:  # environment variables: better refused here than inside the first op
     fastnas_C.keep_freed_memory()
 except ValueError as error:
     _refuse(str(error))
+
+_lazy_views.register()
 
 __all__ = ["fastnas_C"]

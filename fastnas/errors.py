@@ -24,6 +24,10 @@ class RepeatedError(FastnasError):
     """A mistake that another process of a data-parallel run tells: the command lines print it there alone."""
 
 
+class UnreadableError(FastnasError):
+    """A file that a run reads as it goes on, such as an image, cannot be read; the run may go on once it can."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM has ended what ran, as Ctrl-C does; a command line exits with status 143 then."""
 

@@ -12,6 +12,7 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vec
              "grad");
   FASTNAS_CHECK(inputs_wanted.size() == plan_.inputs.size(), kOp, "one flag an input is needed, got ",
                 inputs_wanted.size());
+  if (weights_wanted) check_weights_apart();
   weights_wanted_ = weights_wanted;
   inputs_wanted_ = inputs_wanted;
   coefficients_ = torch::stable::new_empty(given_.statistics, {plan_.norms, 3, plan_.channels});
@@ -35,6 +36,20 @@ Gradients Pass::backward(const Tensor& grad, bool weights_wanted, const std::vec
   for (size_t i = 0; i < plan_.inputs.size(); ++i) inputs.push_back(preprocess_backward(i));
   if (weights_wanted) bias_gradients();
   return {mixing_grad_, weights_grad_, inputs};
+}
+
+// Each part's gradient is written where its weights lie.
+void Pass::check_weights_apart() const {
+  std::vector<separable_stage::Span> spans;
+  const auto add = [&](const std::vector<Row>& rows, int64_t channels) {
+    for (const Row& row : rows) separable_stage::add_weights(row, channels, spans);
+  };
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) add(plan_.inputs[i].rows, input_images(i).channels);
+  for (const Group& group : plan_.groups) add(group.first, plan_.channels), add(group.second, plan_.channels);
+  for (const int64_t offset : plan_.affine)
+    if (offset != kNone) spans.push_back({0, offset, 2 * plan_.channels});
+  for (const Bias& bias : plan_.biases) spans.push_back({0, bias.offset, plan_.channels});
+  FASTNAS_CHECK(separable_stage::are_apart(spans), kOp, "branches whose weights overlap have no gradients");
 }
 
 // Zero, if nothing has been added to a state's gradient.
@@ -95,7 +110,6 @@ void Pass::pool_backward(const Group& group) {
   for (size_t t = 0; t < group.targets.size(); ++t) {
     const PoolingRow& row = wanted.rows[t];
     const Images& grad = grads_[group.targets[t]];
-    FASTNAS_CHECK(row.skip_weight == kNone || group.stride == 1, kOp, "a skip-connection has stride 1");
     params.edges.push_back({grad.data, grad.pixel, branch(row.average_norm, row.average_weight),
                             branch(row.maximum_norm, row.maximum_weight), weight(row.skip_weight)});
   }

@@ -12,8 +12,9 @@ namespace {
 Plan plan_of(const Tensor& numbers, const Arguments& given) {
   FASTNAS_CHECK(numbers.is_cpu() && numbers.dim() == 1 && numbers.is_contiguous() &&
                     numbers.scalar_type() == ScalarType::Long,
-                kOp, "the plan must be a contiguous vector of int64 on the CPU, got ", shape_text(numbers),
-                ", ", dtype_text(numbers), " on ", device_text(numbers));
+                kOp, "plan must be a contiguous vector of int64 on the CPU, got ", shape_text(numbers), ", ",
+                dtype_text(numbers), " on ", device_text(numbers));
+  check_stored(numbers, kOp, "plan");
   FASTNAS_CHECK(!given.inputs.empty(), kOp, "at least one input is needed, got none");
   const Tensor& model = given.inputs.front();
   check_runs(model, kOp, "inputs");
@@ -27,6 +28,29 @@ Plan plan_of(const Tensor& numbers, const Arguments& given) {
   return plan;
 }
 
+// What a pass reads beside the statistics, which forward writes.
+Touched touched_by(const Arguments& given) {
+  Touched touched(kOp);
+  const Tensor& model = given.inputs.front();
+  for (const Tensor& input : given.inputs)
+    touched.reads(region_of("inputs", images_like(input, model, kOp, "inputs"), model));
+  touched.reads(region_of("mixing", given.mixing));
+  touched.reads(region_of("weights", given.weights));
+  return touched;
+}
+
+// Backward writes over `grad`; what was kept is known to fit.
+void check_apart(const Arguments& given, const Tensor& grad, const Tensor& out,
+                 const std::vector<Tensor>& kept) {
+  Touched touched = touched_by(given);
+  const Tensor& model = given.inputs.front();
+  touched.writes(region_of("grad", images_like(grad, model, kOp, "grad"), model));
+  touched.reads(region_of("out", images_like(out, model, kOp, "out"), model));
+  touched.reads(region_of("statistics", given.statistics));
+  for (const Tensor& tensor : kept) touched.reads(region_of("kept", tensor));
+  touched.check();
+}
+
 std::tuple<Tensor, std::vector<Tensor>> forward(const Tensor& numbers, const std::vector<Tensor>& inputs,
                                                 const Tensor& mixing, const Tensor& weights,
                                                 const Tensor& statistics, double eps, bool training,
@@ -34,6 +58,9 @@ std::tuple<Tensor, std::vector<Tensor>> forward(const Tensor& numbers, const std
   const Arguments given{inputs, mixing, weights, statistics, eps, training};
   const Plan plan = plan_of(numbers, given);
   Pass pass(plan, given);
+  Touched touched = touched_by(given);
+  touched.writes(region_of("statistics", statistics));
+  touched.check();
   const Tensor out = pass.forward();
   return {out, keep ? pass.kept() : std::vector<Tensor>()};
 }
@@ -46,6 +73,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> backward(
   const Plan plan = plan_of(numbers, given);
   Pass pass(plan, given);
   pass.restore(out, kept);
+  check_apart(given, grad, out, kept);
   const Gradients gradients = pass.backward(grad, weights_wanted, inputs_wanted);
   return {gradients.mixing, gradients.weights, gradients.inputs};
 }

@@ -21,6 +21,7 @@ Pass::Pass(const Plan& plan, const Arguments& given)
                 " inputs, got ", given.inputs.size());
   for (size_t i = 0; i < plan.inputs.size(); ++i) {
     const Images x = input_images(i);
+    FASTNAS_CHECK(x.channels >= 1, kOp, "inputs must have channels, input ", i, " has none");
     const auto& rows = plan.inputs[i].rows;
     FASTNAS_CHECK(!rows.empty() || x.channels == plan.channels, kOp, "an input of ", x.channels,
                   " channels is a state of ", plan.channels);
@@ -36,6 +37,31 @@ Pass::Pass(const Plan& plan, const Arguments& given)
                       width == (late ? width_ : states_[0].width),
                   kOp, "inputs must have one size, or that of the nodes, got ", shape_text(given.inputs[i]),
                   " beside ", shape_text(given.inputs[0]));
+  }
+  check_branches();
+}
+
+// All rows of all calls, before the first of them writes anything.
+void Pass::check_branches() const {
+  const auto check = [&](const std::vector<Row>& rows, size_t sources, int64_t channels, const Images& from,
+                         int64_t height, int64_t width) {
+    for (const Row& row : rows) {
+      separable_stage::check_row(row, static_cast<int64_t>(sources), channels, plan_.weights, plan_.norms,
+                                 kOp);
+      FASTNAS_CHECK(strided(from.height, row.stride) == height && strided(from.width, row.stride) == width,
+                    kOp, "a branch of stride ", row.stride, " does not have the size of its node");
+    }
+  };
+  const Images first = states_[0], node{nullptr, count_, plan_.channels, height_, width_, 0};
+  for (size_t i = 0; i < plan_.inputs.size(); ++i) {
+    const Images x = input_images(i);
+    check(plan_.inputs[i].rows, 1, x.channels, x, first.height, first.width);
+  }
+  for (const Group& group : plan_.groups) {
+    const bool early =
+        plan_.is_input(group.state) && !plan_.inputs[plan_.input_of[group.state]].has_node_size;
+    check(group.first, 1, plan_.channels, early ? first : node, height_, width_);
+    check(group.second, group.middle.size(), plan_.channels, node, height_, width_);
   }
 }
 
@@ -96,12 +122,8 @@ separable_stage::Params Pass::stage(const std::vector<Images>& sources, const st
   }
   const char* weights = static_cast<const char*>(given_.weights.data_ptr());
   for (const Row& row : rows) {
-    separable_stage::check_row(row, static_cast<int64_t>(sources.size()), sources.front().channels,
-                               plan_.weights, plan_.norms);
     const Images &x = sources[row.source], &out = outs[row.out];
     auto branch = separable_stage::branch_of(row, x.height, x.width, weights, number_);
-    FASTNAS_CHECK(branch.height == out.height && branch.width == out.width, kOp, "a branch of stride ",
-                  row.stride, " does not have the size of its node");
     branch.raw = slice(out, row.out_channel).data;
     branch.raw_pixel = out.pixel;
     branch.mean = statistic(row.norm) + row.out_channel * number_;
@@ -137,7 +159,7 @@ void Pass::stage_backward(const std::vector<Images>& grads, const std::vector<Im
 
 normalised_mixed_sum::Params Pass::sum(const std::vector<Images>& branches, const std::vector<Term>& terms,
                                        const Images& out, bool add) const {
-  normalised_mixed_sum::Params params{{},         out.data, out.pixel,       pixels_of(out), plan_.channels,
+  normalised_mixed_sum::Params params{{},         out.data, out.pixel,       out.pixels(), plan_.channels,
                                       given_.eps, add,      given_.training, dtype_};
   for (size_t k = 0; k < terms.size(); ++k)
     params.branches.push_back({branches[k].data, branches[k].pixel, statistic(terms[k].norm),

@@ -57,12 +57,13 @@ class Pass {
  private:
   using Row = separable_stage::Row;
 
+  void check_branches() const;
   bool is_own(int64_t state) const;
   // Whether backward goes on to what makes a state.
   bool passes(int64_t state) const {
     return weights_wanted_ || !plan_.is_input(state) || inputs_wanted_[plan_.input_of[state]];
   }
-  bool has_pixels() const { return count_ * height_ * width_ > 0; }
+  bool has_pixels() const { return count_ > 0 && height_ > 0 && width_ > 0; }
   Batch batch(const Tensor& rows, int64_t height, int64_t width) const;
   Batch batch(int64_t height, int64_t width) const;
   Batch node() const { return batch(height_, width_); }
@@ -104,6 +105,7 @@ class Pass {
   void read_backward(size_t group);
   void pool_backward(const Group& group);
   Tensor preprocess_backward(size_t input);
+  void check_weights_apart() const;
   void bias_gradients() const;
 
   const Plan& plan_;

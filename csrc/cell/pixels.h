@@ -5,8 +5,6 @@
 
 namespace fastnas::cell {
 
-inline int64_t pixels_of(const Images& images) { return images.count * images.height * images.width; }
-
 void fill_zero(const Images& images, const Tensor& model);
 void fill_zero(void* numbers, int64_t bytes, const Tensor& model);
 void copy(const Images& from, const Images& to, const Tensor& model);

@@ -40,7 +40,7 @@ class Reader {
   std::vector<Row> rows() {
     std::vector<int64_t> table(length());
     for (int64_t& value : table) value = number();
-    return table.empty() ? std::vector<Row>() : separable_stage::read_table(table);
+    return table.empty() ? std::vector<Row>() : separable_stage::read_table(table, kOp);
   }
   void end() const { FASTNAS_CHECK(left_ == 0, kOp, "has ", left_, " numbers too many"); }
 
@@ -96,16 +96,21 @@ std::vector<Row> rows_of_middles(const Group& group) {
 // Every output is written by a row, and rows name outputs, gradients and norms that there are.
 void check_rows(const std::vector<Row>& rows, int64_t outputs, int64_t grads, const Plan& plan) {
   std::vector<int64_t> written(outputs, 0);
+  std::vector<separable_stage::Span> spans;
   for (const Row& r : rows) {
     FASTNAS_CHECK(r.out >= 0 && r.out < outputs && r.grad >= 0 && r.grad < grads && r.norm >= 0 &&
-                      r.norm < plan.norms && r.channels >= 1 && r.out_channel >= 0 &&
-                      r.out_channel + r.channels <= plan.channels && (r.stride == 1 || r.stride == 2),
+                      r.norm < plan.norms && r.channels >= 1 && r.channels <= plan.channels &&
+                      r.out_channel >= 0 && r.out_channel <= plan.channels - r.channels &&
+                      (r.stride == 1 || r.stride == 2),
                   kOp, "has a branch to output ", r.out, " of ", outputs, ", gradient ", r.grad, " of ",
                   grads, ", norm ", r.norm, " of ", plan.norms, ", stride ", r.stride);
     written[r.out] += r.channels;
+    spans.push_back({r.out, r.out_channel, r.channels});
   }
-  for (const int64_t channels : written)
-    FASTNAS_CHECK(channels == plan.channels, kOp, "has an output whose channels are not written once");
+  const bool complete = std::all_of(written.begin(), written.end(),
+                                    [&](int64_t channels) { return channels == plan.channels; });
+  FASTNAS_CHECK(complete && separable_stage::are_apart(spans), kOp,
+                "has an output whose channels are not written once");
 }
 
 Input read_input(Reader& in, const Plan& plan) {
@@ -183,11 +188,11 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
   Plan plan{};
   plan.channels = in.number(), plan.stride = in.number(), plan.states = in.number();
   plan.norms = in.number(), plan.weights = in.number(), plan.mixing = in.number();
-  FASTNAS_CHECK(plan.channels >= 1 && (plan.stride == 1 || plan.stride == 2) && plan.states >= 1 &&
-                    plan.states <= count,
-                kOp, "has ", plan.channels, " channels, stride ", plan.stride, " and ", plan.states,
-                " states");
-  plan.affine = in.indices(plan.weights - 2 * plan.channels + 1, kNone);
+  FASTNAS_CHECK(plan.channels >= 1 && plan.channels <= kMostChannels && plan.weights >= 0 &&
+                    (plan.stride == 1 || plan.stride == 2) && plan.states >= 1 && plan.states <= count,
+                kOp, "has ", plan.channels, " channels, stride ", plan.stride, ", ", plan.states,
+                " states and ", plan.weights, " weights");
+  plan.affine = in.indices(std::max<int64_t>(0, plan.weights - 2 * plan.channels + 1), kNone);
   FASTNAS_CHECK(static_cast<int64_t>(plan.affine.size()) == plan.norms, kOp, "has ", plan.norms,
                 " norms and ", plan.affine.size(), " affine parts");
   for (int64_t n = in.length(); n > 0; --n) {
@@ -208,6 +213,7 @@ Plan read_plan(const int64_t* numbers, int64_t count) {
   plan.groups = in.list([&] { return read_group(in, plan); });
   in.end();
   check_nodes(plan);
+  check_consistent(plan);
   return plan;
 }
 

@@ -9,7 +9,8 @@
 
 namespace fastnas::cell {
 
-inline constexpr int64_t kNone = -1;  // no norm, no weight
+inline constexpr int64_t kNone = -1;                        // no norm, no weight
+inline constexpr int64_t kMostChannels = int64_t(1) << 20;  // of a state
 
 // Where a summand of a node comes from.
 enum class Call : int64_t { state, first, second, average, maximum };
@@ -77,6 +78,9 @@ struct Plan {
   bool is_input(int64_t state) const { return state < static_cast<int64_t>(input_of.size()); }
   bool is_rectified(int64_t norm) const { return norm != kNone && affine[norm] != kNone; }
 };
+
+// Raises std::invalid_argument unless the parts fit each other. Part of read_plan.
+void check_consistent(const Plan& plan);
 
 // Raises std::invalid_argument where numbers are missing or name what is not there.
 Plan read_plan(const int64_t* numbers, int64_t count);

@@ -22,6 +22,7 @@ void perturb(Tensor w, const Tensor& saved, const Tensor& u, const Tensor& norm,
     check_apart(op, model, vector, true);
   }
   const double* norm_pointer = norm_of(op, norm, model);
+  check_apart(op, model, {"norm", norm}, false);
   const PerturbParams params{
       w.data_ptr(), saved.data_ptr(), u.data_ptr(), norm_pointer, static_cast<double>(sign) * radius,
       w.numel(),    kernel_dtype(w)};
@@ -35,6 +36,7 @@ void difference(Tensor ahead, const Tensor& behind, const Tensor& norm, double r
   check_like(op, vector, model);
   check_apart(op, model, vector, true);
   const double* norm_pointer = norm_of(op, norm, model);
+  check_apart(op, model, {"norm", norm}, false);
   const DifferenceParams params{ahead.data_ptr(), behind.data_ptr(), norm_pointer,
                                 radius,           ahead.numel(),     kernel_dtype(ahead)};
   FASTNAS_RUN(op, ahead, 0, fastnas_difference, difference_cpu, params);

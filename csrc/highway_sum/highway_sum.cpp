@@ -3,6 +3,7 @@
 
 #include <tuple>
 
+#include "memory.h"
 #include "stable.h"
 #include "work.h"
 
@@ -15,6 +16,7 @@ void check_like(const Tensor& tensor, const Tensor& model, const char* name) {
   FASTNAS_CHECK(same_device(tensor, model) && tensor.scalar_type() == model.scalar_type(), kOp, name,
                 " must be ", dtype_text(model), " on ", device_text(model), " as states are, got ",
                 dtype_text(tensor), " on ", device_text(tensor));
+  check_stored(tensor, kOp, name);
 }
 
 void check(const Tensor& mixing, const Tensor& states, const Tensor& raw) {
@@ -22,13 +24,14 @@ void check(const Tensor& mixing, const Tensor& states, const Tensor& raw) {
                 "states must have shape (S, B, units) with S >= 1, got ", shape_text(states));
   FASTNAS_CHECK(states.scalar_type() == ScalarType::Float || states.scalar_type() == ScalarType::Double, kOp,
                 "states must be float32 or float64, got ", dtype_text(states));
+  check_stored(states, kOp, "states");
   check_like(mixing, states, "mixing");
   check_like(raw, states, "raw");
   FASTNAS_CHECK(mixing.dim() == 2 && mixing.size(0) == states.size(0) && mixing.size(1) == kActivations, kOp,
                 "mixing must have shape (S, ", kActivations, "), S = ", states.size(0), ", got ",
                 shape_text(mixing));
   FASTNAS_CHECK(raw.dim() == 3 && raw.size(0) == states.size(0) && raw.size(1) == states.size(1) &&
-                    raw.size(2) == 2 * states.size(2),
+                    raw.size(2) % 2 == 0 && raw.size(2) / 2 == states.size(2),
                 kOp, "raw must have shape (S, B, 2 units) for states ", shape_text(states), ", got ",
                 shape_text(raw));
 }
@@ -36,7 +39,8 @@ void check(const Tensor& mixing, const Tensor& states, const Tensor& raw) {
 Params params_of(const Tensor& mixing, const Tensor& states, const Tensor& raw) {
   Params p{};
   p.mixing = mixing.data_ptr(), p.states = states.data_ptr(), p.raw = raw.data_ptr();
-  p.sources = states.size(0), p.rows = states.size(1), p.units = states.size(2);
+  p.sources = states.size(0), p.units = states.size(2);
+  p.rows = p.units == 0 ? 0 : states.size(1);  // however many there are, nothing is in them
   p.dtype = kernel_dtype(states);
   return p;
 }
@@ -44,6 +48,7 @@ Params params_of(const Tensor& mixing, const Tensor& states, const Tensor& raw) 
 // Three numbers of each source's unit are read; `written` of them are written. Two exponentials of about 16
 // operations each, and the mixing.
 Work work(const Params& p, int64_t written) {
+  if (p.rows == 0) return {0, 0};
   const int64_t each = p.sources * p.rows * p.units;
   return {(written ? 80 : 60) * each, ((3 + written) * each + p.rows * p.units) * size_of(p.dtype)};
 }

@@ -6,6 +6,7 @@
 
 #include "cuda/runtime.h"
 #include "layout.h"
+#include "memory.h"
 #include "stable.h"
 #include "work.h"
 
@@ -29,6 +30,8 @@ void check_weights(const Tensor& weights, const Tensor& model, const char* model
   FASTNAS_CHECK(weights.scalar_type() == dtype || wide_weights, kOp, "weights must be ", dtype_text(model),
                 dtype == ScalarType::BFloat16 ? " or float32" : "", " for ", dtype_text(model),
                 " branches, got ", dtype_text(weights));
+  check_stored(weights, kOp, "weights");
+  check_stored(model, kOp, model_name);
 }
 
 void check_weights_shape(const Tensor& weights, int64_t branch_count) {
@@ -38,7 +41,7 @@ void check_weights_shape(const Tensor& weights, int64_t branch_count) {
 
 void check_branches(const std::vector<Tensor>& branches) {
   const Tensor& first = branches.front();
-  for (size_t k = 1; k < branches.size(); ++k) {
+  for (size_t k = 0; k < branches.size(); ++k) {
     const Tensor& branch = branches[k];
     FASTNAS_CHECK(same_shape(branch, first), kOp, "branches must share one shape, branch 0 has ",
                   shape_text(first), " and branch ", k, " has ", shape_text(branch));
@@ -47,6 +50,8 @@ void check_branches(const std::vector<Tensor>& branches) {
                   dtype_text(branch));
     FASTNAS_CHECK(same_device(branch, first), kOp, "branches must share one device, branch 0 is on ",
                   device_text(first), " and branch ", k, " on ", device_text(branch));
+    FASTNAS_CHECK(is_stored(branch), kOp, "branch ", k, " must have memory for its elements ",
+                  shape_text(branch), "; its storage was freed or made smaller");
   }
 }
 

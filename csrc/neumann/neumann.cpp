@@ -20,6 +20,10 @@ Tensor neumann_step(Tensor v, Tensor series, const Tensor& ahead, const Tensor& 
   }
   check_scalar(op, {"norm", norm}, ScalarType::Double, "float64", model);
   const double* rate_pointer = number_at(op, "gamma", rate, model);
+  for (const Named& written : {model, sum}) {
+    check_apart(op, written, {"norm", norm}, false);
+    check_apart(op, written, "gamma", rate);
+  }
   Tensor new_norm = torch::stable::new_empty(v, std::vector<int64_t>{}, ScalarType::Double);
   step_cpu({v.data_ptr(), series.data_ptr(), ahead.data_ptr(), behind.data_ptr(),
             static_cast<const double*>(norm.data_ptr()), static_cast<double*>(new_norm.data_ptr()), radius,

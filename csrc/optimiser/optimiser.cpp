@@ -25,6 +25,8 @@ Tensor sgd_step(Tensor w, const Tensor& grad, std::optional<Tensor> buffer, doub
     check_apart(op, written, {"grad", grad}, true);
   }
   const double* rate_pointer = number_at(op, "learning_rate", rate, model);
+  check_apart(op, model, "learning_rate", rate);
+  if (buffer) check_apart(op, {"buffer", *buffer}, "learning_rate", rate);
   Tensor norm = torch::stable::new_empty(w, std::vector<int64_t>{}, ScalarType::Double);
   const SgdParams params{w.data_ptr(),
                          grad.data_ptr(),
@@ -54,6 +56,8 @@ void adam_step(Tensor alpha, const Tensor& grad, Tensor exp_avg, Tensor exp_avg_
     for (int j = 0; j < i; ++j) check_apart(op, vectors[i], vectors[j], false);
   }
   check_scalar(op, {"step", step}, ScalarType::Float, "float32", model);
+  check_apart(op, {"step", step}, {"grad", grad}, false);
+  for (const Named& vector : vectors) check_apart(op, vector, {"step", step}, false);
   const AdamParams params{alpha.data_ptr(),
                           grad.data_ptr(),
                           exp_avg.data_ptr(),

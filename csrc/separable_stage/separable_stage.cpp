@@ -2,7 +2,6 @@
 #include "separable_stage/separable_stage.h"
 
 #include <algorithm>
-#include <limits>
 #include <set>
 #include <utility>
 
@@ -19,23 +18,27 @@ constexpr const char* kOp = "separable_stage: ";
 
 int64_t element_size(const Tensor& tensor) { return static_cast<int64_t>(tensor.element_size()); }
 
-// What kernels for a GPU count in 32 bits, and hand over in an argument.
+// What kernels for a GPU hand over in an argument.
 void check_fits_gpu(const Params& params) {
   std::vector<int> branches(params.sources.size(), 0);
   for (const Branch& b : params.branches) ++branches[b.source];
-  for (size_t s = 0; s < params.sources.size(); ++s) {
+  for (size_t s = 0; s < params.sources.size(); ++s)
     FASTNAS_CHECK(branches[s] <= kMaxSourceBranches, kOp, "on CUDA a source is read by at most ",
                   kMaxSourceBranches, " branches, source ", s, " by ", branches[s]);
-    const Source& x = params.sources[s];
-    FASTNAS_CHECK(params.images * x.height * x.width <= std::numeric_limits<int32_t>::max() / 2, kOp,
-                  "on CUDA a batch has at most 2^30 pixels, got ", params.images * x.height * x.width);
-  }
+}
+
+// Of the statistics: sources read rows that no branch of the same call writes or reads.
+void check_norms(const std::vector<int64_t>& source_norms, const std::vector<Row>& rows) {
+  const std::set<int64_t> of_sources(source_norms.begin(), source_norms.end());
+  for (const Row& r : rows)
+    FASTNAS_CHECK(r.norm < 0 || of_sources.count(r.norm) == 0, kOp, "norm ", r.norm,
+                  " is that of a source and of a branch");
 }
 
 // What forward and backward share. Outputs, statistics and gradients are filled in by them.
 Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
               const Tensor& weights, const Tensor& statistics, const std::vector<Row>& rows, double eps,
-              bool training) {
+              bool training, Touched& touched) {
   FASTNAS_CHECK(!sources.empty() && sources.size() == source_norms.size(), kOp,
                 "one norm a source is needed");
   const Tensor& model = sources.front();
@@ -49,10 +52,12 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   const int64_t number = element_size(statistics);
   char* norm_data = static_cast<char*>(statistics.data_ptr());
   const Images first = images_of(model, kOp, "sources");
+  touched.reads(region_of("weights", weights));
   std::vector<bool> read(sources.size(), false);
   for (size_t s = 0; s < sources.size(); ++s) {
     const Images x = images_like(sources[s], model, kOp, "sources");
     check_size(x, first.count, x.channels, first.height, first.width, kOp, "sources");
+    touched.reads(region_of("sources", x, model));
     const int64_t norm = source_norms[s];
     FASTNAS_CHECK(norm >= -1 && norm < norms && (norm < 0 || x.channels == channels), kOp, "source of ",
                   x.channels, " channels with norm ", norm, " among ", norms, " of ", channels);
@@ -64,15 +69,15 @@ Params common(const std::vector<Tensor>& sources, const std::vector<int64_t>& so
   for (const Row& r : rows) {
     const bool known = r.source >= 0 && r.source < static_cast<int64_t>(sources.size());
     check_row(r, static_cast<int64_t>(sources.size()), known ? sources[r.source].size(1) : 0, weights.numel(),
-              norms);
-    FASTNAS_CHECK(r.norm < 0 || r.out_channel + r.channels <= channels, kOp, "a norm has ", channels,
+              norms, kOp);
+    FASTNAS_CHECK(r.norm < 0 || r.out_channel <= channels - r.channels, kOp, "a norm has ", channels,
                   " channels, an output more");
     params.branches.push_back(branch_of(r, first.height, first.width, weight_data, number));
     read[r.source] = true;
   }
   for (size_t s = 0; s < read.size(); ++s)
     FASTNAS_CHECK(read[s], kOp, "no branch reads source ", s, " of ", read.size());
-  if (cuda::on_gpu(model)) check_fits_gpu(params);
+  check_norms(source_norms, rows);
   return params;
 }
 
@@ -80,11 +85,26 @@ bool has_pixels(const Params& params) {
   return params.images > 0 && params.sources.front().height > 0 && params.sources.front().width > 0;
 }
 
+// Channels of outputs and of statistics.
+void check_written_once(const std::vector<Row>& rows) {
+  std::vector<Span> outs, norms;
+  for (const Row& r : rows) {
+    outs.push_back({r.out, r.out_channel, r.channels});
+    if (r.norm >= 0) norms.push_back({r.norm, r.out_channel, r.channels});
+  }
+  FASTNAS_CHECK(are_apart(outs), kOp, "branches must write each channel of an output once");
+  FASTNAS_CHECK(are_apart(norms), kOp, "branches must write each channel of a norm once");
+}
+
 std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
                             const Tensor& weights, const Tensor& statistics,
                             const std::vector<int64_t>& table, double eps, bool training) {
-  const std::vector<Row> rows = read_table(table);
-  Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
+  const std::vector<Row> rows = read_table(table, kOp);
+  Touched touched(kOp);
+  Params params = common(sources, source_norms, weights, statistics, rows, eps, training, touched);
+  touched.writes(region_of("statistics", statistics));
+  touched.check();
+  check_written_once(rows);
   struct Out {
     int64_t channels = 0, height = 0, width = 0, written = 0;
   };
@@ -124,13 +144,31 @@ std::vector<Tensor> forward(const std::vector<Tensor>& sources, const std::vecto
   return outs;
 }
 
+// Of normalised sources backward writes rows of the coefficients.
+void check_rows_once(std::vector<int64_t> norms) {
+  std::sort(norms.begin(), norms.end());
+  for (size_t i = 1; i < norms.size(); ++i)
+    FASTNAS_CHECK(norms[i] < 0 || norms[i] != norms[i - 1], kOp, "norm ", norms[i],
+                  " is that of two sources");
+}
+
+// Each branch's gradients are written where its weights lie.
+void check_weights_apart(const Params& params, const std::vector<Row>& rows) {
+  std::vector<Span> spans;
+  for (const Row& r : rows) add_weights(r, params.sources[r.source].channels, spans);
+  FASTNAS_CHECK(are_apart(spans), kOp, "branches whose weights overlap have no gradients of them");
+}
+
 void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
               const std::vector<Tensor>& sources, const std::vector<int64_t>& source_norms,
               const Tensor& weights, const Tensor& statistics, const Tensor& coefficients,
               const std::vector<int64_t>& table, double eps, bool training,
               const std::vector<Tensor>& weights_grad, const std::vector<Tensor>& source_grads) {
-  const std::vector<Row> rows = read_table(table);
-  Params params = common(sources, source_norms, weights, statistics, rows, eps, training);
+  const std::vector<Row> rows = read_table(table, kOp);
+  Touched touched(kOp);
+  Params params = common(sources, source_norms, weights, statistics, rows, eps, training, touched);
+  touched.reads(region_of("statistics", statistics));
+  touched.writes(region_of("coefficients", coefficients));
   const Tensor& model = sources.front();
   const int64_t element = element_size(model), number = element_size(statistics);
   const int64_t channels = statistics.size(2);
@@ -141,14 +179,20 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     const Images grad = images_like(source_grads[s], model, kOp, "source_grads");
     Source& source = params.sources[s];
     check_size(grad, params.images, source.channels, source.height, source.width, kOp, "source_grads");
+    touched.writes(region_of("source_grads", grad, model));
     source.grad = grad.data;
     source.grad_pixel = grad.pixel;
     if (source_norms[s] >= 0)
       source.coefficients = coefficient_data + source_norms[s] * 3 * channels * number;
   }
+  check_rows_once(source_norms);
+  FASTNAS_CHECK(weights_grad.size() <= 1, kOp, "weights_grad must be one tensor or none, got ",
+                weights_grad.size());
   char* weights_grad_data = nullptr;
   if (!weights_grad.empty()) {
     check_dense(weights_grad.front(), model, {weights.numel()}, kOp, "weights_grad");
+    check_weights_apart(params, rows);
+    touched.writes(region_of("weights_grad", weights_grad.front()));
     weights_grad_data = static_cast<char*>(weights_grad.front().data_ptr());
   }
   for (size_t k = 0; k < rows.size(); ++k) {
@@ -162,7 +206,9 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     const Images grad = images_like(grads[r.grad], model, kOp, "grads");
     check_size(raw, params.images, raw.channels, b.height, b.width, kOp, "raws");
     check_size(grad, params.images, raw.channels, b.height, b.width, kOp, "grads");
-    FASTNAS_CHECK(r.out_channel + r.channels <= raw.channels, kOp, "output ", r.out, " has too few channels");
+    FASTNAS_CHECK(r.out_channel <= raw.channels - r.channels, kOp, "output ", r.out, " has too few channels");
+    touched.reads(region_of("raws", raw, model));
+    touched.reads(region_of("grads", grad, model));
     b.raw = static_cast<char*>(raw.data) + r.out_channel * element;
     b.raw_pixel = raw.pixel;
     b.grad = static_cast<char*>(grad.data) + r.out_channel * element;
@@ -172,6 +218,7 @@ void backward(const std::vector<Tensor>& grads, const std::vector<Tensor>& raws,
     b.mean = static_cast<char*>(statistics.data_ptr()) + (r.norm * 2 * channels + r.out_channel) * number;
     if (weights_grad_data != nullptr) want_weights_grad(r, weights_grad_data, number, b);
   }
+  touched.check();
   run_backward(params, model);
   if (!has_pixels(params) && !weights_grad.empty()) {
     Tensor zeros = weights_grad.front();
@@ -225,6 +272,7 @@ Work backward_work(const Params& params) {
 
 void run_forward(const Params& params, const Tensor& model) {
   if (!has_pixels(params)) return;
+  if (cuda::on_gpu(model)) check_fits_gpu(params);
   const Counted counted("separable_stage", forward_work(params));
   FASTNAS_RUN("separable_stage", model, fastnas_separable_stage_forward_workspace(&params),
               fastnas_separable_stage_forward, forward_cpu, params);
@@ -232,6 +280,7 @@ void run_forward(const Params& params, const Tensor& model) {
 
 void run_backward(const Params& params, const Tensor& model) {
   if (!has_pixels(params)) return;
+  if (cuda::on_gpu(model)) check_fits_gpu(params);
   const Counted counted("separable_stage_backward", backward_work(params));
   FASTNAS_RUN("separable_stage_backward", model, fastnas_separable_stage_backward_workspace(&params),
               fastnas_separable_stage_backward, backward_cpu, params);

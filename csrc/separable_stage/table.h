@@ -16,11 +16,24 @@ struct Row {
 inline constexpr size_t kColumns = sizeof(Row) / sizeof(int64_t);
 inline constexpr int64_t kDense = -1;  // in place of the depthwise weights' offset
 
-std::vector<Row> read_table(const std::vector<int64_t>& table);
+// `op` begins the sentences.
+std::vector<Row> read_table(const std::vector<int64_t>& table, const char* op);
 
 // Raises unless the branch can read a source of `inputs` channels, with the given numbers of sources, weights
 // and norms.
-void check_row(const Row& row, int64_t sources, int64_t inputs, int64_t weights, int64_t norms);
+void check_row(const Row& row, int64_t sources, int64_t inputs, int64_t weights, int64_t norms,
+               const char* op);
+
+// Channels [begin, begin + size) of something that is numbered, or numbers of a flat vector.
+struct Span {
+  int64_t of, begin, size;
+};
+
+// Whether no two spans overlap.
+bool are_apart(std::vector<Span> spans);
+
+// The spans of a branch's weights, of a source of `inputs` channels, for a row that fits.
+void add_weights(const Row& row, int64_t inputs, std::vector<Span>& spans);
 
 // Geometry and weights of a branch of a source of that size.
 Branch branch_of(const Row& row, int64_t height, int64_t width, const char* weights, int64_t element);

@@ -1,4 +1,6 @@
 // Shared pooling's binding: every check of its arguments, and the registration.
+#include <algorithm>
+
 #include "cuda/runtime.h"
 #include "images.h"
 #include "shared_pooling/run.h"
@@ -21,12 +23,23 @@ Params params_of(const Tensor& x, int64_t stride) {
   return p;
 }
 
+bool has_elements(const Params& p) { return p.images > 0 && p.height > 0 && p.width > 0 && p.channels > 0; }
+
 // Where row `norm` of a (norms, rows, channels) tensor begins.
 void* row_of(const Tensor& tensor, int64_t norm, const Params& p) {
   FASTNAS_CHECK(norm >= 0 && norm < tensor.size(0) && tensor.size(2) == p.channels, kOp, "norm ", norm,
                 " of ", p.channels, " channels among ", tensor.size(0), " of ", tensor.size(2));
   return static_cast<char*>(tensor.data_ptr()) +
          norm * tensor.size(1) * tensor.size(2) * static_cast<int64_t>(tensor.element_size());
+}
+
+// Each pooling writes its mean and variance into rows of its own.
+void check_once(const std::vector<int64_t>& average_norms, const std::vector<int64_t>& maximum_norms) {
+  std::vector<int64_t> norms = average_norms;
+  norms.insert(norms.end(), maximum_norms.begin(), maximum_norms.end());
+  std::sort(norms.begin(), norms.end());
+  const auto twice = std::adjacent_find(norms.begin(), norms.end());
+  FASTNAS_CHECK(twice == norms.end(), kOp, "norm ", *twice, " is given twice");
 }
 
 std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool maximum,
@@ -38,6 +51,11 @@ std::vector<Tensor> forward(const Tensor& x, int64_t stride, bool average, bool 
   check_dense(statistics, x, {statistics.size(0), 2, statistics.size(2)}, kOp, "statistics");
   FASTNAS_CHECK((average || average_norms.empty()) && (maximum || maximum_norms.empty()), kOp,
                 "norms are given for a pooling that is not wanted");
+  check_once(average_norms, maximum_norms);
+  Touched touched(kOp);
+  touched.reads(region_of("x", images_of(x, kOp, "x"), x));
+  touched.writes(region_of("statistics", statistics));
+  touched.check();
   for (const int64_t norm : average_norms) p.average_norms.push_back(row_of(statistics, norm, p));
   for (const int64_t norm : maximum_norms) p.maximum_norms.push_back(row_of(statistics, norm, p));
   p.average_pixel = p.maximum_pixel = p.channels;
@@ -65,18 +83,29 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
   check_dense(coefficients, x, {coefficients.size(0), 3, coefficients.size(2)}, kOp, "coefficients");
   check_dense(statistics, x, {coefficients.size(0), 2, coefficients.size(2)}, kOp, "statistics");
   check_dense(weights, x, {weights.numel()}, kOp, "weights");
+  FASTNAS_CHECK(average.size() <= 1 && maximum.size() <= 1, kOp,
+                "average and maximum must be one tensor each, or none, got ", average.size(), " and ",
+                maximum.size());
+  Touched touched(kOp);
   for (const auto& [given, data, pixel] : {std::tuple{&average, &p.average, &p.average_pixel},
                                            std::tuple{&maximum, &p.maximum, &p.maximum_pixel}})
     if (!given->empty()) {
-      const Images pooled = images_like(given->front(), x, kOp, "pooled");
-      check_size(pooled, p.images, p.channels, p.out_height, p.out_width, kOp, "pooled");
+      const char* name = given == &average ? "average" : "maximum";
+      const Images pooled = images_like(given->front(), x, kOp, name);
+      check_size(pooled, p.images, p.channels, p.out_height, p.out_width, kOp, name);
       *data = pooled.data;
       *pixel = pooled.pixel;
+      touched.reads(region_of(name, pooled, x));
     }
   const Images to = images_like(x_grad, x, kOp, "x_grad");
   check_size(to, p.images, p.channels, p.height, p.width, kOp, "x_grad");
   p.x_grad = to.data;
   p.x_grad_pixel = to.pixel;
+  touched.writes(region_of("x_grad", to, x));
+  touched.reads(region_of("x", images_of(x, kOp, "x"), x));
+  touched.reads(region_of("statistics", statistics));
+  touched.reads(region_of("coefficients", coefficients));
+  touched.reads(region_of("weights", weights));
   const auto weight = [&](int64_t index) -> const void* {
     FASTNAS_CHECK(index < weights.numel(), kOp, "weight ", index, " of ", weights.numel());
     return index < 0 ? nullptr
@@ -90,6 +119,7 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
   for (size_t e = 0; e < grads.size(); ++e) {
     const Images grad = images_like(grads[e], x, kOp, "grads");
     check_size(grad, p.images, p.channels, p.out_height, p.out_width, kOp, "grads");
+    touched.reads(region_of("grads", grad, x));
     const int64_t* row = table.data() + e * kColumns;
     FASTNAS_CHECK(row[4] < 0 || stride == 1, kOp, "a skip-connection has stride 1");
     FASTNAS_CHECK(
@@ -98,10 +128,9 @@ void backward(const Tensor& x, int64_t stride, const std::vector<Tensor>& averag
     p.edges.push_back(
         {grad.data, grad.pixel, branch(row[0], row[1]), branch(row[2], row[3]), weight(row[4])});
   }
+  touched.check();
   run_backward(p, x);
 }
-
-bool has_elements(const Params& p) { return p.images * p.height * p.width * p.channels > 0; }
 
 int64_t pooled_elements(const Params& p) { return p.images * p.out_height * p.out_width * p.channels; }
 

@@ -18,6 +18,7 @@ void step(Tensor w, const Tensor& grad, std::optional<Tensor> buffer, double lea
     check_apart(op, model, {"buffer", *buffer}, true);
   }
   const double* rate_pointer = number_at(op, "learning_rate", rate, model);
+  check_apart(op, model, "learning_rate", rate);
   step_cpu({w.data_ptr(), grad.data_ptr(), buffer && momentum != 0 ? buffer->data_ptr() : nullptr,
             learning_rate, rate_pointer, momentum, weight_decay, w.numel(), kernel_dtype(w)});
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -165,9 +166,14 @@ def _resize_and_crop(image: Image.Image, target: int) -> Image.Image:
     width, height = image.size
     short = min(width, height)
     resized = (target * width // short, target * height // short)
-    if Image.MAX_IMAGE_PIXELS is not None and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
-        raise ValueError(f"{width} x {height} would be resized to {resized[0]} x {resized[1]} pixels")
+    check_resized(image.size, resized)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     left, top = round((resized[0] - target) / 2), round((resized[1] - target) / 2)
     return image.crop((left, top, left + target, top + target))
+
+
+def check_resized(size: tuple[int, int], resized: tuple[int, int]) -> None:
+    """Raises ValueError if an image of ``size``, perhaps a long and thin one, would become too large."""
+    if Image.MAX_IMAGE_PIXELS is not None and math.prod(resized) > Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} would be resized to {resized[0]} x {resized[1]} pixels")

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastnas.data.batches import Batch
-from fastnas.data.folder import EIGHT_BIT_MODES, FORMATS, list_images
+from fastnas.data.folder import EIGHT_BIT_MODES, FORMATS, check_resized, list_images
 from fastnas.data.shard import WHOLE, Shard
-from fastnas.errors import FastnasError
+from fastnas.errors import FastnasError, UnreadableError
 
 # Of ImageNet's training images, scaled to 0..1, as everybody rounds them.
 MEAN = (0.485, 0.456, 0.406)
@@ -102,7 +102,7 @@ class StreamedImages(Dataset[Any]):
             skip: leave out so many batches at the beginning.
 
         Raises:
-            FastnasError: an image that cannot be read, named.
+            UnreadableError: an image that cannot be read, named.
         """
         loader = DataLoader(
             self,
@@ -116,7 +116,7 @@ class StreamedImages(Dataset[Any]):
         mean, scale = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (MEAN, STD))
         for batch in loader:
             if isinstance(batch, str):
-                raise FastnasError(batch)
+                raise UnreadableError(batch)
             images, labels = (tensor.to(device, non_blocking=True) for tensor in batch)
             x = images.float().sub_(mean).div_(scale)
             yield x.contiguous(memory_format=torch.channels_last), labels
@@ -203,6 +203,7 @@ def _centre(image: Image.Image, size: int) -> Image.Image:
     """The shorter side resized to 256/224 ``size``, then the ``size`` x ``size`` pixels at the centre."""
     short = round(RESIZED * size)
     width, height = (short * side // min(image.size) for side in image.size)
+    check_resized(image.size, (width, height))
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space
+from fastnas.spaces.genotype import shorten
 from fastnas.spaces.recurrent import RecurrentSpace
 from fastnas.supernet import build_supernet
+
+LARGEST_IMAGE = 2**16
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,15 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
     Raises:
         FastnasError: the images are smaller than the network's reductions allow.
 
+    >>> from fastnas.spaces import make_space
     >>> describe(make_space("darts", channels=16, layers=8)).parameters
     1930618
     """
     if isinstance(space, RecurrentSpace):
         return _describe_recurrent(space)
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise FastnasError(f"--image-size must be at least 1, got {image_size}")
+    if not (min(height, width) >= 1 and max(height, width) <= LARGEST_IMAGE):
+        raise FastnasError(f"--image-size must lie between 1 and {LARGEST_IMAGE}, got {shorten(image_size)}")
     with torch.device("meta"):
         net = build_supernet(space, backend="reference").eval()
         images = torch.empty(1, space.image_channels, height, width)

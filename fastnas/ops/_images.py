@@ -76,6 +76,14 @@ def check_like(
         )
 
 
+def check_one_device(op: str, *arguments: object) -> None:
+    """Raise unless all tensors, and those in lists, are on one device: what a fake kernel does not see by itself."""
+    tensors = [item for value in arguments for item in (value if isinstance(value, list) else [value])]
+    devices = {str(tensor.device) for tensor in tensors if isinstance(tensor, Tensor)}
+    if len(devices) > 1:
+        raise FastnasError(f"{op}: all tensors must be on one device, got {' and '.join(sorted(devices))}")
+
+
 def check_eps(op: str, eps: object) -> float:
     """``eps`` as a float; raise unless it is a finite number >= 0."""
     if isinstance(eps, Real) and not isinstance(eps, bool) and math.isfinite(eps) and float(eps) >= 0:

@@ -117,6 +117,11 @@ def _highway_sum_backward_fake(
     grad: Tensor, mixing: Tensor, states: Tensor, raw: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(mixing, states, raw)
+    if grad.shape != states.shape[1:] or grad.device != states.device or grad.dtype != states.dtype:
+        raise ValueError(
+            f"{_OP}: grad must have shape {tuple(states.shape[1:])}, dtype and device of states, "
+            f"got {tuple(grad.shape)} of {str(grad.dtype)[6:]} on {grad.device}"
+        )
     return (
         torch.empty_like(mixing, memory_format=torch.contiguous_format),
         torch.empty_like(states, memory_format=torch.contiguous_format),

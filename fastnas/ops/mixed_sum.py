@@ -145,6 +145,8 @@ def _empty_in_one_layout(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.library.register_fake("fastnas::mixed_sum")
 def _mixed_sum_fake(weights: Tensor, branches: Sequence[Tensor]) -> Tensor:
+    if not branches:
+        raise ValueError("mixed_sum: at least one branch is needed, got none")
     if any(branch.device != weights.device for branch in branches):  # a meta tensor among real ones
         raise ValueError("mixed_sum: weights and branches must be on one device")
     return _empty_in_one_layout(branches)

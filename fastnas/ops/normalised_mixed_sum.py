@@ -20,6 +20,7 @@ from fastnas.ops._images import (
     check_images,
     check_like,
     check_numbers,
+    check_one_device,
     empty_images,
     is_training,
     normalised,
@@ -228,6 +229,7 @@ def _normalised_mixed_sum_fake(
     affine: Tensor | None = None,
     rectified: Sequence[int] = (),
 ) -> None:
+    check_one_device(_OP, branches, weights, statistics, out, affine)
     return None
 
 
@@ -248,4 +250,7 @@ def _normalised_mixed_sum_backward_fake(
     passed: Tensor | None = None,
     affine_grad: Tensor | None = None,
 ) -> None:
+    check_one_device(
+        _OP, grad, branches, weights, statistics, coefficients, weights_grad, affine, passed, affine_grad
+    )
     return None

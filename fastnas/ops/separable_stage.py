@@ -21,6 +21,7 @@ from fastnas.ops._images import (
     check_images,
     check_like,
     check_numbers,
+    check_one_device,
     empty_images,
     is_training,
     normalised,
@@ -333,8 +334,8 @@ def _separable_stage_fake(
     eps: float,
     training: bool,
 ) -> list[Tensor]:
-    width = len(Branch._fields)
-    branches = [Branch(*table[i : i + width]) for i in range(0, len(table), width)]
+    check_one_device(_OP, sources, weights, statistics)
+    branches = _branches(table, len(sources))
     outs = []
     for out in range(max(branch.out for branch in branches) + 1):
         of_out = [branch for branch in branches if branch.out == out]
@@ -343,6 +344,22 @@ def _separable_stage_fake(
         channels = max(branch.out_channel + branch.channels for branch in of_out)
         outs.append(empty_images(sources[0], count, channels, height, width_out))
     return outs
+
+
+def _branches(table: Sequence[int], sources: int) -> list[Branch]:
+    """The rows of a table, of whose numbers those that sizes depend on are as the native op wants them."""
+    width = len(Branch._fields)
+    if not table or len(table) % width:
+        raise FastnasError(f"{_OP}: the table must hold {width} numbers a branch, got {len(table)}")
+    branches = [Branch(*table[i : i + width]) for i in range(0, len(table), width)]
+    outs = {branch.out for branch in branches}
+    fits = all(b.stride in (1, 2) and 0 <= b.source < sources and b.channels >= 1 for b in branches)
+    if not fits or outs != set(range(len(outs))):
+        raise FastnasError(
+            f"{_OP}: the table must name sources from 0 to {sources - 1}, strides 1 or 2, channels >= 1 and all "
+            f"outputs from 0, got {list(table)}"
+        )
+    return branches
 
 
 @torch.library.register_fake("fastnas::separable_stage_backward")
@@ -360,4 +377,5 @@ def _separable_stage_backward_fake(
     weights_grad: Sequence[Tensor],
     source_grads: Sequence[Tensor],
 ) -> None:
+    check_one_device(_OP, grads, raws, sources, weights, statistics, coefficients, weights_grad, source_grads)
     return None

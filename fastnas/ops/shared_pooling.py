@@ -17,6 +17,7 @@ from fastnas.ops._images import (
     as_kernels_give,
     channels_last,
     check_images,
+    check_one_device,
     empty_images,
     numbers_dtype,
     plain_statistics,
@@ -130,6 +131,9 @@ def _shared_pooling_fake(
     maximum_norms: Sequence[int],
     statistics: Tensor,
 ) -> list[Tensor]:
+    check_one_device(_OP, x, statistics)
+    if stride < 1:
+        raise FastnasError(f"{_OP}: stride must be positive, got {stride}")
     count, channels, *size = x.shape
     height, width = ((side + stride - 1) // stride for side in size)
     return [empty_images(x, count, channels, height, width) for wanted in (average, maximum) if wanted]
@@ -148,4 +152,5 @@ def _shared_pooling_backward_fake(
     weights: Tensor,
     x_grad: Tensor,
 ) -> None:
+    check_one_device(_OP, x, average, maximum, grads, statistics, coefficients, weights, x_grad)
     return None

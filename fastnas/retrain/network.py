@@ -38,7 +38,7 @@ def trained_network(path: Path) -> tuple[Space, int | tuple[int, int]] | None:
     folder = RetrainFolder(path)
     try:
         content = json.loads(folder.config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(content, dict) or content.get("command") != RetrainFolder.COMMAND:
         return None
@@ -46,12 +46,18 @@ def trained_network(path: Path) -> tuple[Space, int | tuple[int, int]] | None:
     genotype = read_genotype(config.space, folder.genotype_file)
     try:
         if "words" in reads:
-            return make_network(
-                config.space, genotype, channels=config.text.hidden_size, classes=reads["words"]
-            ), 32
-        height, width = reads["image_size"]
-        return network_of(config, genotype, reads["classes"], reads["image_channels"]), (height, width)
+            words = _whole(reads["words"])
+            return make_network(config.space, genotype, channels=config.text.hidden_size, classes=words), 32
+        height, width = map(_whole, reads["image_size"])
+        classes, image_channels = _whole(reads["classes"]), _whole(reads["image_channels"])
+        return network_of(config, genotype, classes, image_channels), (height, width)
     except (KeyError, TypeError, ValueError):
         raise FastnasError(
             f"{folder.config_file} does not say what the network reads; it was edited"
         ) from None
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int:
+        raise TypeError("no whole number")
+    return value

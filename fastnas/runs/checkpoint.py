@@ -179,6 +179,8 @@ class Checkpoints:
             size, digest = content["tensors"]["bytes"], content["tensors"]["sha256"]
         except (KeyError, TypeError) as error:
             raise DamagedError(f"checkpoint {path} is damaged: it lacks {error}") from None
+        if not (_are_counts(moment) and _are_rows(rows, moment.epoch) and _are_numbers(numbers)):
+            raise DamagedError(f"checkpoint {path} is damaged: its epoch, rows or numbers are none")
         check_same_run(path, options, config)
         file = path.with_suffix(".safetensors")
         try:
@@ -205,6 +207,18 @@ class Checkpoints:
                 f"checkpoint {path} was written by fastnas {content.get('fastnas')}, in a format that this one, "
                 f"{__version__}, does not know: install that one or a newer one to go on"
             )
+
+
+def _are_counts(moment: Moment) -> bool:
+    return all(type(count) is int and 0 <= count < 2**53 for count in moment)
+
+
+def _are_rows(rows: Any, epochs: int) -> bool:
+    return isinstance(rows, list) and len(rows) == epochs and all(isinstance(row, dict) for row in rows)
+
+
+def _are_numbers(numbers: Any) -> bool:
+    return isinstance(numbers, dict) and all(type(number) in (int, float) for number in numbers.values())
 
 
 def sealed(content: Mapping[str, Any]) -> str:
@@ -276,7 +290,14 @@ def put_back(where: str, tensors: Mapping[str, Tensor], live: Mapping[str, Tenso
 
 
 def put_back_random_states(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """The random states of a checkpoint become those of the CPU and of ``device``."""
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    """The random states of a checkpoint become those of the CPU and of ``device``.
+
+    Raises:
+        FastnasError: one is no state of a generator.
+    """
+    try:
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    except (RuntimeError, TypeError) as error:
+        raise FastnasError(f"the random state in the checkpoint is none of this PyTorch: {error}") from None

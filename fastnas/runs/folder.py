@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,9 +16,10 @@ from typing import IO, Any, ClassVar, TypeVar
 import torch
 from tqdm import tqdm
 
+from fastnas._paths import user_path
 from fastnas._version import __version__
 from fastnas.bilevel import NotFiniteError
-from fastnas.errors import FastnasError
+from fastnas.errors import FastnasError, UnreadableError
 from fastnas.runs.checkpoint import Checkpoints, Kind, State
 from fastnas.runs.files import PART, naming, remove_parts, write_atomically
 from fastnas.runs.first_version import read_first_version
@@ -82,8 +84,7 @@ class Folder:
             str(path).encode()
         except UnicodeEncodeError:
             raise FastnasError(f"--out {str(path)!r} is not valid UTF-8; choose another name") from None
-        if path.exists() and not path.is_dir():
-            raise FastnasError(f"--out {path} is a file; name a folder")
+        _check_can_be_made(path)
         _check_empty(path)
         return cls(path)
 
@@ -168,6 +169,8 @@ class Folder:
             yield
         except KeyboardInterrupt as stop:
             raise stopped(stop, f"interrupted; to go on: {self.resume_command()}") from None
+        except UnreadableError as error:
+            raise FastnasError(f"{error}; once that is mended, go on by: {self.resume_command()}") from None
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}; {self._after_it()}") from None
         except OSError as error:
@@ -211,8 +214,9 @@ def read_stored(path: Path, config_class: type[Configured], command: str) -> Con
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+    except (OSError, ValueError) as error:
+        utf8 = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else utf8
         raise FastnasError(f"no run to resume in {path.parent}: {path.name}: {reason}") from None
     try:
         content = json.loads(text)
@@ -236,6 +240,18 @@ def _dated_path(name: str) -> Path:
     name = f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{name}"
     paths = (Path("runs") / (name if i == 1 else f"{name}-{i}") for i in range(1, 1000))
     return next(path for path in paths if not path.exists())
+
+
+def _check_can_be_made(path: Path) -> None:
+    """Raises FastnasError if ``path`` is a file, or no folder can be made or written there."""
+    user_path("--out", path)
+    if path.exists() and not path.is_dir():
+        raise FastnasError(f"--out {path} is a file; name a folder")
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise FastnasError(f"--out {path} cannot be made, since {there} is a file; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise FastnasError(f"--out {path}: there is no permission to write in {there}; name another folder")
 
 
 def _check_empty(path: Path) -> None:

@@ -25,7 +25,15 @@ _UNITS = {"B": 1} | {
     for power, prefix in enumerate("KMGT", 1)
     for tail, base in (("IB", 1024), ("B", 1000))
 }
-_SAYINGS = ("out of memory", "can't allocate memory", "_ALLOC_FAILED", "std::bad_alloc")
+# The last two are all that the stable ABI leaves of an allocation that failed in the native extension.
+_SAYINGS = (
+    "out of memory",
+    "can't allocate memory",
+    "_ALLOC_FAILED",
+    "std::bad_alloc",
+    '( "aten::new_empty"',
+    '( "aten::empty_like"',
+)
 Line = tuple[float, float]  # bytes whatever the batch, bytes for each of its items
 
 

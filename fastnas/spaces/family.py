@@ -24,7 +24,7 @@ from fastnas.spaces import (
 from fastnas.spaces.choice import Choice
 from fastnas.spaces.counting import one_an_edge, two_edges_a_node
 from fastnas.spaces.description import Space
-from fastnas.spaces.genotype import DISCRETE_PRIMITIVES, AnyGenotype, CellString, Genotype
+from fastnas.spaces.genotype import DISCRETE_PRIMITIVES, AnyGenotype, CellString, Genotype, shorten
 from fastnas.spaces.nasbench101 import CellMatrix
 from fastnas.spaces.published import PUBLISHED, PUBLISHED_IN_ROBUSTDARTS
 from fastnas.spaces.recurrent import RecurrentGenotype
@@ -242,6 +242,8 @@ _FAMILIES = (
 )
 SPACES = {found.name: found for found in _FAMILIES}
 _OWN = frozenset(SPACES)
+# Beyond these a network's numbers do not fit 64 bits, or nobody waits for it to be built.
+LARGEST = {"channels": 2**16, "layers": 1000, "classes": 2**24, "image_channels": 2**16}
 SPACE_HELP = f"Search space: {', '.join(SPACES)}; or one of your own (docs/new-space.md)."
 
 
@@ -339,6 +341,7 @@ def _sizes(
         "image_channels": image_channels,
     }
     for what, value in sizes.items():
-        if value < 1:
-            raise FastnasError(f"space {found.name}: {what} must be at least 1, got {value}")
+        if not 1 <= value <= LARGEST[what]:
+            wanted = "at least 1" if value < 1 else f"at most {LARGEST[what]:,}"
+            raise FastnasError(f"space {found.name}: {what} must be {wanted}, got {shorten(value)}")
     return sizes["channels"], sizes["layers"], sizes["classes"], sizes["image_channels"]

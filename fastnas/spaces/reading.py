@@ -10,7 +10,7 @@ from fastnas.errors import FastnasError
 from fastnas.spaces.family import SPACES, Family, family
 from fastnas.spaces.genotype import AnyGenotype, json_object
 
-MOST_BYTES = 2**20
+MOST_BYTES = 2**18
 
 
 class FoundGenotype(NamedTuple):

@@ -10,6 +10,7 @@ from PIL import Image
 from fastnas import FastnasError
 from fastnas.data import Shard
 from fastnas.data.streamed import MEAN, STD, StreamedImages, jittered, random_box, turned
+from fastnas.errors import UnreadableError
 
 CPU = torch.device("cpu")
 
@@ -120,3 +121,12 @@ def test_jitter_changes_brightness_by_at_most_two_fifths_on_grey():
     values = [np.array(jittered(grey, np.random.default_rng(seed))).mean() for seed in range(200)]
     assert 59 <= min(values) < 64
     assert 136 < max(values) <= 141
+
+
+def test_a_bomb_that_only_resizing_would_set_off(root):
+    """A file of a few hundred bytes, of 1 x 60,000 pixels, would become 256 x 15,360,000."""
+    Image.new("RGB", (1, 60_000)).save(root / "dog" / "1.png")
+    with pytest.raises(
+        UnreadableError, match=r"dog/1.png: .*1 x 60000 would be resized to 256 x 15360000 pixels"
+    ):
+        passed(StreamedImages(root, 224, train=False))

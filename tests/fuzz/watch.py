@@ -5,11 +5,13 @@ files that are written or removed elsewhere than in the fuzzed folder.
 """
 
 import atexit
+import dataclasses
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,7 +123,7 @@ def _memory(peak: bool = False) -> int:
 def _audit(event: str, arguments: tuple) -> None:
     if _seen is None:
         return
-    if event.startswith(_FORBIDDEN) or (event in ("exec", "marshal.loads") and not _importing()):
+    if event.startswith(_FORBIDDEN) or (event in ("exec", "marshal.loads") and not _our_own()):
         _seen.append(f"{event} {str(arguments)[:200]}")
     elif (event == "open" and isinstance(arguments[0], str | bytes) and _writes(*arguments[1:3])) or (
         event in _CHANGES and isinstance(arguments[0], str | bytes)
@@ -140,10 +142,10 @@ def _elsewhere(event: str, path: str | bytes) -> None:
         _seen.append(f"{event} {name}")
 
 
-def _importing() -> bool:
-    """Whether it is the import system that executes a module: readers import at the first call."""
-    frame = sys._getframe(2)
-    return frame.f_code.co_filename.startswith("<frozen importlib")
+def _our_own() -> bool:
+    """Whether it is the import system that executes a module, or typing an annotation: readers do both."""
+    name = sys._getframe(2).f_code.co_filename
+    return name.startswith("<frozen importlib") or name in (typing.__file__, dataclasses.__file__)
 
 
 sys.addaudithook(_audit)

@@ -84,7 +84,7 @@ X = last(torch.ones(2, 3, 4, 4))
 W, S = torch.ones(2), torch.ones(2, 2, 3)
 
 SHARED = [
-    ({"out": X.half()}, "branches must be float32 or float64 on the CPU, got float16"),
+    ({"out": X.half()}, "out must be float32 or float64 on the CPU, got float16"),
     ({"norms": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
     ({"indices": [0]}, "one norm and one weight a branch are needed, and at least one branch"),
     ({"branches": []}, "one norm and one weight a branch are needed, and at least one branch"),
@@ -119,7 +119,10 @@ def test_raw_op_checks_its_arguments(changed, sentence):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        *(({"grad" if key == "out" else key: value for key, value in c.items()}, s) for c, s in SHARED),
+        *(
+            ({"grad": c["out"]}, s.replace("out must", "grad must")) if "out" in c else (c, s)
+            for c, s in SHARED
+        ),
         ({"norms": [0, 0]}, "backward needs a norm of its own for each branch, norm 0 has two"),
         ({"indices": [1, 1]}, "backward needs a weight of its own for each branch, weight 1 has two"),
         ({"coefficients": S}, r"coefficients must be contiguous, of shape \(2, 3, 3\)"),

@@ -18,8 +18,17 @@ from safetensors.torch import save_file
 
 import fastnas
 from fastnas import FastnasError
-from fastnas.runs.checkpoint import KEPT, Checkpoints, Kind, Moment, State, sealed
+from fastnas.runs.checkpoint import (
+    KEPT,
+    Checkpoints,
+    Kind,
+    Moment,
+    State,
+    put_back_random_states,
+    sealed,
+)
 from fastnas.runs.files import PART
+from fastnas.runs.first_version import read_first_version
 from fastnas.search import SearchConfig
 from fastnas.search.checkpoint import SEARCH
 from tests.checkpoints import forget, newest
@@ -402,3 +411,57 @@ def test_a_kind_of_run_has_its_own_checkpoints(tmp_path):
     other = Checkpoints(tmp_path / "checkpoints", Kind("fastnas-retrain", "retraining", 2))
     with pytest.raises(FastnasError, match="is not a checkpoint of a retraining"):
         other.newest(CONFIG, print)
+
+
+def resealed(folder, **changes):
+    """The newest checkpoint of ``folder`` with ``changes``, its checksum that of what it holds now."""
+    path = newest(folder).with_suffix(".json")
+    content = json.loads(path.read_text()) | changes
+    content.pop("sha256")
+    path.write_text(sealed(content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch": "1"},
+        {"epoch": -1},
+        {"step": None},
+        {"rows": 3},
+        {"rows": []},
+        {"rows": [1]},
+        {"numbers": {"a": []}},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_was_edited_is_one_sentence(tmp_path, changes):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", SEARCH)
+    checkpoints.write(State(Moment(1), {"w": torch.zeros(2)}, [{"epoch": 1}]), CONFIG.to_options())
+    resealed(tmp_path, **changes)
+    with pytest.raises(FastnasError, match="is damaged: its epoch, rows or numbers are none"):
+        checkpoints.newest(CONFIG, print)
+
+
+def test_a_random_state_that_is_none_is_one_sentence():
+    with pytest.raises(FastnasError, match="random state in the checkpoint is none"):
+        put_back_random_states({"rng.cpu": torch.zeros_like(torch.get_rng_state())}, torch.device("cpu"))
+
+
+def test_a_first_checkpoint_of_a_thousand_million_epochs_takes_no_memory(tmp_path):
+    metadata = {"format": f"{SEARCH.mark}-1", "epoch": str(10**9), "config": json.dumps(CONFIG.to_options())}
+    save_file({"w": torch.zeros(2)}, tmp_path / "checkpoint.safetensors", metadata)
+    with pytest.raises(FastnasError, match="does not hold the 1000000000 epochs"):
+        read_first_version(tmp_path, SEARCH, CONFIG, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file/run", "file is a file; name another folder"),
+        ("x" * 300, "cannot be looked at: File name too long"),
+    ],
+)
+def test_an_out_that_cannot_be_made_is_said_before_anything_else(tmp_path, out, words):
+    (tmp_path / "file").touch()
+    with pytest.raises(FastnasError, match=f"--out .*{words}"):
+        fastnas.search(**TINY, dataset="npz", data=tmp_path / "nowhere.npz", out=tmp_path / out)

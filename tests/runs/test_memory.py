@@ -114,6 +114,9 @@ def test_what_torch_says_without_memory_is_known():
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
     assert is_out_of_memory(MemoryError())
+    for name in ("new_empty", "empty_like"):
+        error = RuntimeError(f'torch_call_dispatcher( "aten::{name}", "", stack.data()) API call failed')
+        assert is_out_of_memory(error)
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(FastnasError("out of memory"))
 

@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main([*TINY, f"--out={tmp_path}/file/run"])
     shown = capsys.readouterr().err
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert shown.startswith("error: Not a directory")
     assert shown.count("\n") == 1
 

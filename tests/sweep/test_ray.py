@@ -68,7 +68,7 @@ def test_two_searches_share_a_gpu_and_a_failing_one_is_a_line(address, tiny, tmp
     text, failed = run_sweep(sweep, out)
     assert failed
     assert max(at_once) == 2
-    assert text.count("returned NaN or infinity") == 2
+    assert text.count("NaN or infinity") == 2
     names = [f"learning-rate-0.025_seed-{seed}" for seed in (0, 1)]
     values = [rows(out / "trials" / name)[-1]["val_loss"] for name in names]
     good, bad = json.loads((out / "results.json").read_text())["rows"]
