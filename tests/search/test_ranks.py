@@ -127,7 +127,7 @@ class Sharded(SearchStep):
     def placed(self, stream, batch):
         return batch
 
-    def weight_step(self, batch, learning_rate):
+    def weight_step(self, batch, learning_rate, watch=None):
         grads, losses, hits = [], [], 0
         self.net.train()
         for images, labels in batch:
