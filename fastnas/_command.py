@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastnas.errors import FastnasError, Terminated
+from fastnas.errors import FastnasError, RepeatedError, Terminated
 
 
 @contextmanager
@@ -40,10 +40,13 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
+    except RepeatedError:
+        sys.exit(2)
     except FastnasError as error:
-        _fail(str(error), 2)
+        _fail(f"rank {rank()}: {error}" if rank() else str(error), 2)
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
+        if not rank():
+            print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:
         # The reader (head, less) has gone: no more output, and none from the interpreter's own flush.
@@ -62,6 +65,12 @@ def clear_errors() -> Iterator[None]:
             "no memory left before the first step; take a smaller network or --batch-size, or a device with more",
             1,
         )
+
+
+def rank() -> int:
+    """Of this process among those that torchrun started, of which the first prints; 0: it is the first, or alone."""
+    value = os.environ.get("RANK", "")
+    return int(value) if value.isdecimal() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
 
 
 def flag_value(arguments: list[str], flag: str) -> str | None:

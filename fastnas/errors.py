@@ -20,6 +20,10 @@ class FastnasError(ValueError):
         super().__init__(_cut(_printable(_cut(sentence))))
 
 
+class RepeatedError(FastnasError):
+    """A mistake that another process of a data-parallel run tells: the command lines print it there alone."""
+
+
 class UnreadableError(FastnasError):
     """A file that a run reads as it goes on, such as an image, cannot be read; the run may go on once it can."""
 

@@ -15,15 +15,18 @@ from fastnas.data.augment import Augment, default_augment
 from fastnas.data.batches import Batches, channel_statistics
 from fastnas.data.dataset import Dataset, split
 from fastnas.data.load import DATASETS, load_dataset
+from fastnas.data.shard import WHOLE, Shard
 from fastnas.data.text import CORPORA, Corpus, Windows, read_corpus, streams, window
 
 __all__ = [
     "CORPORA",
     "DATASETS",
+    "WHOLE",
     "Augment",
     "Batches",
     "Corpus",
     "Dataset",
+    "Shard",
     "Windows",
     "channel_statistics",
     "default_augment",

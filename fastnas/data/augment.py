@@ -85,7 +85,7 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, paddi
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
     # One gather on flat pixels: 2 to 5 times as fast on a CPU as an advanced index of four axes.
     flat = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(count, 1, height * width)
-    pixels = images.reshape(count, channels, -1).gather(2, flat.expand(-1, channels, -1))
+    pixels = images.flatten(2).gather(2, flat.expand(-1, channels, -1))
     return pixels.view(count, channels, height, width)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas.data.augment import Augment, crop_and_flip, cutout_
 from fastnas.data.dataset import Dataset
+from fastnas.data.shard import WHOLE, Shard
 from fastnas.errors import FastnasError
 
 Batch = tuple[Tensor, Tensor]
@@ -81,6 +82,7 @@ class Batches:
             is to be resumed. None: file order, as `evaluation` wants it.
         drop_last: leave out a last batch of fewer than B images.
         memory_format: of x, ``torch.contiguous_format`` or ``torch.channels_last``.
+        shard: which part of every batch is made; all of its randomness is drawn, so all shards fit together.
 
     Raises:
         FastnasError: a batch larger than the data set (with ``drop_last``), statistics that do not fit
@@ -108,6 +110,7 @@ class Batches:
         generator: torch.Generator | None,
         drop_last: bool = True,
         memory_format: torch.memory_format = torch.contiguous_format,
+        shard: Shard = WHOLE,
     ) -> None:
         _check(dataset, batch_size, augment, generator, drop_last, memory_format)
         self.dataset = dataset
@@ -116,6 +119,7 @@ class Batches:
         self.generator = generator
         self.drop_last = drop_last
         self.memory_format = memory_format
+        self.shard = shard
         self._scale, self._shift = _affine(dataset, mean, std)
         self._pass_state: Tensor | None = None  # the generator when the pass in progress began
         self._served = 0  # batches of that pass handed out so far
@@ -129,6 +133,7 @@ class Batches:
         mean: Tensor | Sequence[float],
         std: Tensor | Sequence[float],
         memory_format: torch.memory_format = torch.contiguous_format,
+        shard: Shard = WHOLE,
     ) -> Batches:
         """All images once, in order, unchanged but for normalisation; the last batch may be smaller."""
         return Batches(
@@ -140,6 +145,7 @@ class Batches:
             generator=None,
             drop_last=False,
             memory_format=memory_format,
+            shard=shard,
         )
 
     def __len__(self) -> int:
@@ -154,7 +160,9 @@ class Batches:
         draws = self._draw()
         for i in range(first, len(self)):
             self._served = i + 1
-            yield self._batch(draws, slice(i * self.batch_size, (i + 1) * self.batch_size))
+            begin = i * self.batch_size
+            count = min(self.batch_size, len(self.dataset) - begin)
+            yield self._batch(draws, self.shard.of(count, begin))
 
     def forever(self) -> Iterator[Batch]:
         """Pass after pass without end, each newly shuffled."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastnas.data.batches import Batch
 from fastnas.data.folder import EIGHT_BIT_MODES, FORMATS, check_resized, list_images
+from fastnas.data.shard import WHOLE, Shard
 from fastnas.errors import FastnasError, UnreadableError
 
 # Of ImageNet's training images, scaled to 0..1, as everybody rounds them.
@@ -71,10 +72,13 @@ class StreamedImages(Dataset[Any]):
         """A batch, uint8 (B, 3, S, S) and int64 (B,); or what is wrong: an exception would come with its traceback."""
         epoch, indices = part
         try:
-            images = torch.stack([torch.from_numpy(self._image(epoch, i)) for i in indices])
+            images = [torch.from_numpy(self._image(epoch, i)) for i in indices]
         except FastnasError as error:
             return str(error)
-        return images.permute(0, 3, 1, 2), torch.tensor([self.files[i][1] for i in indices])
+        labels = torch.tensor([self.files[i][1] for i in indices], dtype=torch.int64)
+        if not images:  # a shard of a batch of fewer images than shards
+            return torch.empty(0, 3, self.image_size, self.image_size, dtype=torch.uint8), labels
+        return torch.stack(images).permute(0, 3, 1, 2), labels
 
     def batches(
         self,
@@ -84,6 +88,7 @@ class StreamedImages(Dataset[Any]):
         device: torch.device,
         workers: int,
         limit: int | None = None,
+        shard: Shard = WHOLE,
         skip: int = 0,
     ) -> Iterator[Batch]:
         """All images once: (x float32 (B, 3, S, S), normalised, channels last; y int64 (B,)) on ``device``.
@@ -93,6 +98,7 @@ class StreamedImages(Dataset[Any]):
             epoch: training images are shuffled and augmented anew in each.
             workers: processes that read ahead; 0: none but this one.
             limit: only so many images, the first ones of the order.
+            shard: which part of every batch is read.
             skip: leave out so many batches at the beginning.
 
         Raises:
@@ -100,7 +106,7 @@ class StreamedImages(Dataset[Any]):
         """
         loader = DataLoader(
             self,
-            sampler=self._parts(batch_size, epoch, limit)[skip:],
+            sampler=self._parts(batch_size, epoch, limit, shard)[skip:],
             batch_size=None,
             num_workers=workers,
             pin_memory=device.type == "cuda",
@@ -115,13 +121,14 @@ class StreamedImages(Dataset[Any]):
             x = images.float().sub_(mean).div_(scale)
             yield x.contiguous(memory_format=torch.channels_last), labels
 
-    def _parts(self, batch_size: int, epoch: int, limit: int | None) -> list[Part]:
+    def _parts(self, batch_size: int, epoch: int, limit: int | None, shard: Shard) -> list[Part]:
         if self.train:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             order = torch.randperm(len(self), generator=generator).tolist()[:limit]
         else:
             order = list(range(len(self)))
-        return [(epoch, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+        counts = ((i, min(batch_size, len(order) - i)) for i in range(0, len(order), batch_size))
+        return [(epoch, order[shard.of(count, i)]) for i, count in counts]
 
     def _image(self, epoch: int, index: int) -> np.ndarray:
         """uint8 (S, S, 3)."""

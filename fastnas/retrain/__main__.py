@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastnas._command import clear_errors, explicit_resume, flag_value
+from fastnas._command import clear_errors, explicit_resume, flag_value, rank
 from fastnas.retrain import RetrainConfig, run_retrain
 from fastnas.retrain.folder import read_config
 
@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     found = run_retrain(config)
+    if rank():
+        return
     lines = [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in found.result.items()]
     print("\n" + "\n".join([*lines, f"run: {found.out}"]))
 

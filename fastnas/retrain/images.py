@@ -24,6 +24,7 @@ from fastnas.runs.guard import Guard
 from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.notices import Notices
 from fastnas.runs.optimiser import Sgd
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.runs.saving import Saving
 from fastnas.runs.schedule import drop_path, learning_rate
 from fastnas.spaces.family import AnyGenotype
@@ -45,14 +46,17 @@ class ImageTrainer:
         device: torch.device,
         interrupt: Interrupt,
         source: Source | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         from fastnas.describe import (
             describe,  # here: `python -m fastnas.describe` is to find it not yet imported
         )
 
-        self.config, self.device, self.interrupt = config, device, interrupt
+        self.config, self.device, self.interrupt, self.ranks = config, device, interrupt, ranks
         self.tally: Tally | None = None
-        self.source = source or source_of(config, device)
+        self.batch_size = config.images.batch_size or 1
+        ranks.check_divides(self.batch_size)
+        self.source = source or source_of(config, device, ranks.shard)
         self.space = network_of(config, genotype, self.source.classes, self.source.channels)
         self.size = self.source.train_images
         self.reads: dict[str, Any] = {
@@ -64,7 +68,7 @@ class ImageTrainer:
         self.parameters, self.macs = described.parameters, described.macs
         if self.space.auxiliary is not None:
             check_auxiliary(self.space.auxiliary, *described.stages[self.space.auxiliary.stage].output[1:])
-        _check_batches(self.size, config.images.batch_size or 1)
+        _check_batches(self.size, self.batch_size, ranks.size)
         torch.manual_seed(config.run.seed)
         run, optimiser = config.run, config.optimiser
         self.dtype = torch.float64 if run.dtype == "float64" else torch.float32
@@ -84,6 +88,8 @@ class ImageTrainer:
         if device.type == "cuda" and not run.deterministic:
             torch.backends.cudnn.benchmark = True  # all batches but the last have one shape
         self.compiled = compiled_heads(self.net, config, device)
+        if ranks.size > 1:
+            torch.manual_seed(ranks.own_seed(run.seed))  # weights are alike, masks are not
 
     def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
         """Trains on all images that are left of it, tests on all test images; the row of metrics."""
@@ -94,17 +100,17 @@ class ImageTrainer:
         if self.tally is None:
             self.tally = Tally({"loss": self._zero(self.dtype), "correct": self._zero(torch.int64)})
         tally = self.tally
-        self.notices = Notices(epoch, self.device, tally.steps)
+        self.notices = Notices(epoch, self.device, tally.steps, say=self.ranks.is_first)
         loss, correct = tally.tensors["loss"], tally.tensors["correct"]
-        steps = math.ceil(self.size / (self.config.images.batch_size or 1))
+        steps = math.ceil(self.size / self.batch_size)
         for batch in self._cast(self.source.train(epoch, tally.steps)):
             saving.between_steps()
             watch, rate = Watch(), self.learning_rate(epoch, tally.steps / steps)
+            count = min(self.batch_size, self.size - tally.steps * self.batch_size)
             with self.notices.naming():
-                its_loss, its_correct = self.step(batch, rate, watch)
+                its_loss, its_correct = self.step(batch, rate, watch, count)
             watch.send()
             self.notices.add(watch)
-            count = len(batch[1])
             loss += its_loss * count
             correct += its_correct
             tally.steps, tally.seen = tally.steps + 1, tally.seen + count
@@ -141,8 +147,12 @@ class ImageTrainer:
             o.schedule or "", o.learning_rate or 0.0, o.epochs or 0, epoch, within, o.warm_up_epochs or 0
         )
 
-    def step(self, batch: Batch, rate: float, watch: Watch | None = None) -> tuple[Tensor, Tensor]:
+    def step(
+        self, batch: Batch, rate: float, watch: Watch | None = None, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One step of SGD; the head's loss before it and how many images it got right, left on the device.
+
+        Of ``count`` images of all ranks together, None: as many as this one has.
 
         Where the step is not finite, nothing moves, and the watch says so when it is read; without one it is read at
         once, which waits for the device.
@@ -158,9 +168,11 @@ class ImageTrainer:
         with step_watched(self.config.run.detect_anomaly, self.net, again, by_name):
             loss, head, logits = self._value(batch, self._heads(batch[0]))
             (grad,) = gradients(loss, self.net.weights)
-        seen = self.guard.move(loss, grad)
+        hits = (logits.detach().argmax(1) == batch[1]).sum()
+        share = len(batch[1]) / (count or len(batch[1]))
+        seen, head, hits = self.guard.move_with(self.ranks, loss, grad, head.detach(), hits, share)
         self.guard.report(watch, seen, partial(account, self.net, again, by_name, random))
-        return head.detach(), (logits.detach().argmax(1) == batch[1]).sum()
+        return head, hits
 
     def _value(self, batch: Batch, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
         """A step's forward pass: what it differentiates, the head's part of it, and the head's logits."""
@@ -179,23 +191,30 @@ class ImageTrainer:
 
     @torch.no_grad()
     def _test(self) -> dict[str, float]:
-        """Loss and accuracy over all test images, in evaluation mode."""
+        """Loss and accuracy over all test images, in evaluation mode, by the ranks' mean statistics."""
+        with self.ranks.averaged(self.net.running.flat):
+            return self._tested()
+
+    def _tested(self) -> dict[str, float]:
         self.net.eval()
         loss = self._zero(self.dtype)
         hits = self._zero(torch.int64, 2)
         for images, labels in self._cast(self.source.test()):
             self.interrupt.check()
+            if not len(labels):  # the last batch may have fewer images than there are ranks
+                continue
             with narrow(self.device, self.precision):
                 logits, _ = self._heads(images)(images)
             loss += F.cross_entropy(logits.to(self.dtype), labels, reduction="sum")
             right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             hits += torch.stack([right[:, 0].sum(), right.sum()])
-        top1, top5 = (hits.double() / self.source.test_images).tolist()
-        return {"test_loss": loss.item() / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
+        top1, top5 = (self.ranks.sum_(hits).double() / self.source.test_images).tolist()
+        total = self.ranks.sum_(loss).item()
+        return {"test_loss": total / self.source.test_images, "test_accuracy": top1, "test_top5": top5}
 
     def _heads(self, images: Tensor) -> Heads:
         """Compiled for whole batches; the last one of a pass runs as it is, in less time than a second compilation."""
-        return self.compiled if len(images) == self.config.images.batch_size else self.net.heads
+        return self.compiled if len(images) * self.ranks.size == self.batch_size else self.net.heads
 
     def _cast(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         return ((images.to(self.dtype), labels) for images, labels in batches)
@@ -234,7 +253,7 @@ class ImageTrainer:
         }
 
 
-def _check_batches(images: int, batch_size: int) -> None:
+def _check_batches(images: int, batch_size: int, processes: int) -> None:
     if batch_size > images:
         raise FastnasError(
             f"--batch-size {batch_size} is more than the {images} training images; choose a smaller one"
@@ -243,6 +262,11 @@ def _check_batches(images: int, batch_size: int) -> None:
         raise FastnasError(
             f"--batch-size {batch_size} leaves one of the {images} training images for a batch of its own, and batch "
             "normalisation needs two; choose another size"
+        )
+    if processes > 1 and (last := images % batch_size or batch_size) < 2 * processes:
+        raise FastnasError(
+            f"--batch-size {batch_size} leaves {last} of the {images} training images for the last batch, fewer than "
+            f"the two for each of {processes} processes that batch normalisation needs; choose another size"
         )
 
 

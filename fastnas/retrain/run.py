@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastnas._devices import named_device
 from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
@@ -21,6 +20,8 @@ from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
 from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.ranks import ALONE, Ranks, launched
+from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
 from fastnas.runs.saving import Saving
 from fastnas.spaces import family, read_genotype
 from fastnas.spaces.family import AnyGenotype
@@ -56,47 +57,65 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         FastnasError: a mistake in the configuration or the data.
         KeyboardInterrupt: Ctrl-C; it says how to resume, if there is something to resume.
     """
-    config = config.resolved()
-    folder = RetrainFolder.for_config(config)
+    ranks = launched()
+    progress = progress and ranks.is_first
+    config = ranks.agreed(config.resolved)
+    ranks.check_alike(config.decisive())
+    folder = RetrainFolder(Path(ranks.first(lambda: str(RetrainFolder.for_config(config).path))), ranks.size)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     if config.run.resume is not None:
-        folder.fill()
+        ranks.first(folder.fill)
     # A resumed run trains what it began with, whatever has become of the file that named it.
     source = folder.genotype_file if config.run.resume is not None else config.network.genotype
-    genotype = read_genotype(config.space, str(source))
+    genotype = ranks.agreed(lambda: read_genotype(config.space, str(source)))
     with (
         interrupt_flag() as interrupt,
-        deterministic(config.run.deterministic, named_device(config.run.device)) as device,
+        deterministic(
+            config.run.deterministic, ranks.agreed(lambda: ranks.device(config.run.device))
+        ) as device,
     ):
-        trainer = trainer_of(config, genotype, device, interrupt)
-        interrupt.defer()
+        trainer = ranks.agreed(lambda: trainer_of(config, genotype, device, interrupt, ranks))
+        interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            folder.start(config, genotype, trainer.reads)
+            ranks.first(lambda: folder.start(config, genotype, trainer.reads))
         with folder.resumable(), memory_told(trainer, config, folder):
             if config.run.resume is not None:
-                rows = _taken_up(trainer, config, folder)
+                rows = _taken_up(trainer, config, folder, progress)
             _epochs(trainer, config, folder, rows, progress, interrupt)
+            ranks.average_(trainer.net.running.flat)
             result = result_of(trainer, config, genotype, rows)
-            folder.finish(trainer, result)
+            if ranks.is_first:
+                folder.finish(trainer, result)
     return RetrainResult(result, rows, genotype, folder.path, config)
 
 
 def trainer_of(
-    config: RetrainConfig, genotype: AnyGenotype, device: torch.device, interrupt: Interrupt
+    config: RetrainConfig,
+    genotype: AnyGenotype,
+    device: torch.device,
+    interrupt: Interrupt,
+    ranks: Ranks = ALONE,
 ) -> Trainer:
     """What trains ``genotype`` by a resolved configuration: its data set decides."""
     if family(config.space).reads == "text":
-        return TextTrainer(config, genotype, device, interrupt)
-    return ImageTrainer(config, genotype, device, interrupt)
+        return TextTrainer(config, genotype, device, interrupt, ranks=ranks)
+    return ImageTrainer(config, genotype, device, interrupt, ranks=ranks)
 
 
-def _taken_up(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) -> list[dict[str, Any]]:
+def _taken_up(
+    trainer: Trainer, config: RetrainConfig, folder: RetrainFolder, progress: bool
+) -> list[dict[str, Any]]:
     """Puts the newest checkpoint into ``trainer``, if there is one yet; the rows of the epochs that it has done."""
-    state = folder.taken_up(config)
+    ranks = trainer.ranks
+    state = handed_out(lambda: folder.taken_up(config), ranks)
     if state is None:
         return []
+    if progress and (sentence := other_ranks(state, ranks)):
+        tqdm.write(sentence, file=sys.stderr)
+    whole = state
+    state = ranks.agreed(lambda: own_part(whole, ranks))
     put_back(str(folder.path), state.tensors, trainer.tensors())
     put_back_random_states(state.tensors, trainer.device)
     if state.moment.step:
@@ -133,12 +152,16 @@ def _epochs(
     interrupt: Interrupt,
 ) -> None:
     """The epochs that are left, each saved in ``folder`` and added to ``rows``."""
-    epochs, size, options = config.epochs, trainer.size, config.to_options()
-    saving = Saving(
-        lambda: folder.checkpoints.write(state_of(trainer, rows), options),
-        interrupt,
-        config.run.checkpoint_seconds,
-    )
+    epochs, size, options, ranks = config.epochs, trainer.size, config.to_options(), trainer.ranks
+
+    def save() -> None:
+        own = state_of(trainer, rows)
+        ranks.check_same({"weights": trainer.net.weights.flat}, f"at {own.moment}")
+        state = gathered(own, ranks)
+        if ranks.is_first:
+            folder.checkpoints.write(state, options)
+
+    saving = Saving(save, interrupt, config.run.checkpoint_seconds)
     with tqdm(
         total=epochs * size,
         initial=len(rows) * size + (trainer.tally.seen if trainer.tally else 0),
@@ -150,8 +173,10 @@ def _epochs(
         for epoch in range(len(rows) + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}")
             row = trainer.epoch(epoch, bar, saving)
+            row = ranks.gather(row)[0]  # times and memory are the first rank's
             rows.append(row)
-            folder.add_row(row)
+            if ranks.is_first:
+                folder.add_row(row)
             saving.now()
             if progress:
                 tqdm.write(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from fastnas.data import Batches, Dataset, channel_statistics, load_dataset, split
+from fastnas.data import WHOLE, Batches, Dataset, Shard, channel_statistics, load_dataset, split
 from fastnas.data.batches import Batch
 from fastnas.data.streamed import StreamedImages
 from fastnas.errors import FastnasError
@@ -50,7 +50,7 @@ class Source(Protocol):
 class Held:
     """A data set whole on the device (``fastnas.data.Batches``); normalised by its training images' statistics."""
 
-    def __init__(self, config: RetrainConfig, device: torch.device) -> None:
+    def __init__(self, config: RetrainConfig, device: torch.device, shard: Shard) -> None:
         train, test = parts(config)
         mean, std = channel_statistics(train)
         train, test = train.to(device), test.to(device)
@@ -65,8 +65,9 @@ class Held:
             generator=torch.Generator(device),
             drop_last=False,
             memory_format=FORMAT,
+            shard=shard,
         )
-        self._test = Batches.evaluation(test, size, mean=mean, std=std, memory_format=FORMAT)
+        self._test = Batches.evaluation(test, size, mean=mean, std=std, memory_format=FORMAT, shard=shard)
         self.classes, self.channels, self.size = len(train.classes), train.channels, train.size
         self.train_images, self.test_images = len(train), len(test)
 
@@ -83,11 +84,11 @@ class Held:
 class Streamed:
     """ImageNet: the folders ``train`` and ``val`` of ``--data`` (``fastnas.data.streamed``)."""
 
-    def __init__(self, config: RetrainConfig, device: torch.device) -> None:
+    def __init__(self, config: RetrainConfig, device: torch.device, shard: Shard) -> None:
         images = config.images
         root = _folder(config)
         side = images.image_size or 1
-        self._config, self._device = config, device
+        self._config, self._device, self._shard = config, device, shard
         self._train = StreamedImages(
             root / "train", side, train=True, seed=config.run.seed, flip=bool(images.flip)
         )
@@ -117,12 +118,13 @@ class Streamed:
             workers=wanted.workers,
             limit=limit,
             skip=skip,
+            shard=self._shard,
         )
 
 
-def source_of(config: RetrainConfig, device: torch.device) -> Source:
-    """The images of a resolved configuration."""
-    return Streamed(config, device) if config.images.dataset == "imagenet" else Held(config, device)
+def source_of(config: RetrainConfig, device: torch.device, shard: Shard = WHOLE) -> Source:
+    """The images of a resolved configuration, this shard of every batch."""
+    return (Streamed if config.images.dataset == "imagenet" else Held)(config, device, shard)
 
 
 def _folder(config: RetrainConfig) -> Path:

@@ -25,6 +25,7 @@ from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.notices import Notices
 from fastnas.runs.optimiser import Sgd
 from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.runs.saving import Saving
 from fastnas.spaces.family import AnyGenotype
 from fastnas.spaces.recurrent import RecurrentGenotype, network
@@ -53,25 +54,29 @@ class TextTrainer:
         device: torch.device,
         interrupt: Interrupt,
         corpus: Corpus | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         from fastnas.describe import (
             describe,  # here: `python -m fastnas.describe` is to find it not yet imported
         )
 
-        self.config, self.device, self.interrupt = config, device, interrupt
+        self.config, self.device, self.interrupt, self.ranks = config, device, interrupt, ranks
         self.tally: Tally | None = None
         assert isinstance(genotype, RecurrentGenotype)
         run, optimiser, text = config.run, config.optimiser, config.text
         if run.compile == "on":
             raise FastnasError("--compile on is for images: leave it out")
         corpus = corpus or read_corpus(config.images.dataset, config.images.data)
-        self.train = streams(corpus.train, filled(config.images.batch_size)).to(device)
+        batch_size = filled(config.images.batch_size)
+        ranks.check_divides(batch_size)
+        self.train = streams(corpus.train, batch_size)[:, ranks.shard.of(batch_size)].contiguous().to(device)
+        evaluated = ranks.shard.of(EVALUATION_STREAMS)
         self.valid, self.test = (
-            streams(part, EVALUATION_STREAMS, "a number of streams of").to(device)
+            streams(part, EVALUATION_STREAMS, "a number of streams of")[:, evaluated].contiguous().to(device)
             for part in (corpus.valid, corpus.test)
         )
         self.test_text = corpus.test.to(device)
-        self.size = (len(self.train) - 1) * self.train.shape[1]
+        self.size = (len(self.train) - 1) * batch_size
         space = network(
             genotype,
             filled(text.hidden_size),
@@ -100,6 +105,8 @@ class TextTrainer:
         # On the CPU: 1 + the steps in the mean, 0 before it begins; all epochs' validation losses, infinite at first.
         self.averaged = torch.zeros((), dtype=torch.int64)
         self.losses = torch.full((config.epochs,), math.inf, dtype=torch.float64)
+        if ranks.size > 1:
+            torch.manual_seed(ranks.own_seed(run.seed))  # weights are alike, masks are not
 
     def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
         """Trains on the whole text in windows of random lengths, then validates and tests; the row of metrics."""
@@ -108,7 +115,7 @@ class TextTrainer:
             loss = torch.zeros((), dtype=torch.float64, device=self.device)
             self.tally = Tally({"loss": loss, "hidden": self.net.initial_state(self.train.shape[1])})
         tally, sums = self.tally, self.tally.tensors
-        self.notices = Notices(epoch, self.device, tally.steps)
+        self.notices = Notices(epoch, self.device, tally.steps, say=self.ranks.is_first)
         windows = window_lengths(len(self.train), bptt, self.config.run.seed, epoch)
         for start, length in islice(windows, tally.steps, None):
             saving.between_steps()
@@ -118,9 +125,10 @@ class TextTrainer:
                 its_loss, sums["hidden"] = self.step(words, hidden, targets, rate * length / bptt, watch)
             watch.send()
             self.notices.add(watch)
-            sums["loss"] += its_loss * len(targets)
-            tally.steps, tally.seen = tally.steps + 1, tally.seen + len(targets)
-            if bar.update(len(targets)):  # reading the number waits for the device
+            count = len(targets) * self.ranks.size
+            sums["loss"] += its_loss * count
+            tally.steps, tally.seen = tally.steps + 1, tally.seen + count
+            if bar.update(count):  # reading the number waits for the device
                 bar.set_postfix(
                     {"loss": f"{its_loss.item():.3f}", "perplexity": f"{perplexity(its_loss.item()):.1f}"}
                 )
@@ -166,11 +174,12 @@ class TextTrainer:
             total, loss = self._value(words, hidden, targets)
             (grad,) = gradients(total, self.net.weights)
         carried = self.net.carried()[0].to(hidden.dtype)
-        seen = self.guard.move(total, grad)
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)  # nobody counts words that were right
+        seen, loss, _ = self.guard.move_with(self.ranks, total, grad, loss.detach(), hits)
         self.guard.report(watch, seen, partial(account, self.net, again, batch, random))
         if self.averaged:
             self._add_to_average()
-        return loss.detach(), carried
+        return loss, carried
 
     def _value(self, words: Tensor, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """A step's forward pass: what it differentiates, and the loss without the penalty in it."""
@@ -189,7 +198,9 @@ class TextTrainer:
         bptt = filled(self.config.text.bptt)
         with self._tested():
             val, test = (
-                mean_loss(self.net, Windows(text, bptt, drop_last=False), self.interrupt.check)
+                mean_loss(
+                    self.net, Windows(text, bptt, drop_last=False), self.interrupt.check, self.ranks.sum_
+                )
                 for text in (self.valid, self.test)
             )
         return val, test

@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from fastnas.runs.checkpoint import State
 from fastnas.runs.notices import Notices
+from fastnas.runs.ranks import Ranks
 from fastnas.runs.saving import Saving
+from fastnas.supernet import Executor
 
 
 @dataclass
@@ -63,6 +65,8 @@ class Trainer(Protocol):
         unit: what they are called there.
         parameters: weights of the network as the papers count them.
         tally: of the epoch in progress; None between two.
+        net: the network.
+        ranks: the processes of a data-parallel retraining.
         notices: of its steps.
         reads: what the data say of the network: classes, image_channels and image_size (height, width), or words.
     """
@@ -72,8 +76,12 @@ class Trainer(Protocol):
     unit: str
     parameters: int
     tally: Tally | None
+    ranks: Ranks
     notices: Notices
     reads: dict[str, Any]
+
+    @property
+    def net(self) -> Executor: ...
 
     def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), what is left of it, and a test after it; its row of metrics, plain values.

@@ -50,8 +50,8 @@ class Folder:
     ROW: ClassVar[frozenset[str]]
     KIND: ClassVar[Kind]
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, processes: int = 1) -> None:
+        self.path, self.processes = path, processes
         self.config_file = path / CONFIG
         self.metrics_file = path / "metrics.jsonl"
         self.checkpoints = Checkpoints(path / "checkpoints", self.KIND)
@@ -197,7 +197,8 @@ class Folder:
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
-        return f"python -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
+        start = "python" if self.processes == 1 else f"torchrun --nproc-per-node {self.processes}"
+        return f"{start} -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
 
 
 def holds_run(path: Path) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastnas.bilevel import NotFiniteError, Watch
 from fastnas.ops import vector_norm
 from fastnas.runs.optimiser import Sgd
+from fastnas.runs.ranks import Ranks
 
 # What a step is looked at by, in the order in which it comes about.
 QUANTITIES = ("loss", "statistics", "gradient", "weights")
@@ -52,6 +53,31 @@ class Guard:
         seen += [self.optimiser.move(grad), vector_norm(self.optimiser.w)]
         self.spoilt.add_((seen[2] + seen[3]) * 0)
         return self._end(seen)
+
+    def move_with(
+        self,
+        ranks: Ranks,
+        total: Tensor,
+        grad: Tensor,
+        loss: Tensor,
+        hits: Tensor,
+        share: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`move` along the mean of all ranks' gradients; its quantities, their mean loss and all hits.
+
+        Args:
+            ranks: who meet; where there is one alone, nothing is changed.
+            total, grad: what this rank differentiated, and its gradient.
+            loss, hits, share: as in ``Ranks.of_step``.
+        """
+        if ranks.size > 1:
+            self.mark(total, grad)
+            grad, loss, hits = ranks.of_step(grad, loss, hits, share)
+        return self.move(total, grad), loss, hits
+
+    def mark(self, loss: Tensor, numbers: Tensor) -> None:
+        """Puts a NaN into ``numbers`` if the loss or a statistic is not finite: so the mean of all ranks' has one."""
+        numbers[:1].add_((loss.detach().double() + vector_norm(self.running)) * 0)
 
     def look(self, loss: Tensor) -> Tensor:
         """A pass that is no step: the first two of the ``QUANTITIES``, (2,) float64."""

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from fastnas.errors import Terminated
+from fastnas.runs.ranks import ALONE, Ranks
 
 
 class Interrupt:
@@ -22,29 +23,40 @@ class Interrupt:
 
     Attributes:
         pending: the first signal that came; 0: none.
+        ranks: the processes of a data-parallel run, which end after the same step.
     """
 
     def __init__(self) -> None:
         self.pending = 0
+        self.ranks = ALONE
         self._deferred = False
 
-    def defer(self) -> None:
-        """From now on the first signal waits for ``check``."""
-        self.check()
-        self._deferred = True
+    def defer(self, ranks: Ranks = ALONE) -> None:
+        """From now on the first signal waits for ``check``, which all ``ranks`` call together."""
+        _end(self.pending)
+        self._deferred, self.ranks = True, ranks
+
+    def meet(self, flag: bool = False) -> tuple[int, bool]:
+        """The signal that came, and whether the flag is set: on this rank or on another one."""
+        pending, found = self.ranks.most([self.pending, int(flag)])
+        return pending, bool(found)
 
     def check(self) -> None:
         """Raises KeyboardInterrupt, or Terminated, which is one, if a signal came."""
-        if self.pending == signal.SIGTERM:
-            raise Terminated
-        if self.pending:
-            raise KeyboardInterrupt
+        _end(self.meet()[0])
 
     def press(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signals."""
         again, self.pending = self.pending, self.pending or number
         if not self._deferred or (again and number == signal.SIGINT):
-            self.check()
+            _end(self.pending)
+
+
+def _end(pending: int) -> None:
+    if pending == signal.SIGTERM:
+        raise Terminated
+    if pending:
+        raise KeyboardInterrupt
 
 
 def stopped(stop: KeyboardInterrupt, sentence: str) -> KeyboardInterrupt:

@@ -21,16 +21,19 @@ class Notices:
         device: of the run.
         steps: of the epoch, done before.
         count: of them, those whose estimator noticed something.
+        say: whether the first sentence is written on the standard error.
 
     Attributes:
         count: steps so far whose estimator noticed something.
     """
 
-    def __init__(self, epoch: int, device: torch.device, steps: int = 0, count: int = 0) -> None:
+    def __init__(
+        self, epoch: int, device: torch.device, steps: int = 0, count: int = 0, say: bool = True
+    ) -> None:
         self.epoch, self.count = epoch, count
         self._behind = 1 if device.type == "cuda" else 0
         self._unread: deque[tuple[int, Watch]] = deque()
-        self._steps = steps
+        self._steps, self._say = steps, say
 
     def add(self, watch: Watch) -> None:
         """The next step's.
@@ -70,6 +73,6 @@ class Notices:
                 sentences = watch.sentences()
             except NotFiniteError as error:
                 raise NotFiniteError(f"{where}: {error}") from None
-            if sentences and not self.count:
+            if sentences and not self.count and self._say:
                 tqdm.write(f"{where}: {sentences[0]}", file=sys.stderr)
             self.count += bool(sentences)

@@ -61,6 +61,10 @@ class Options:
         free = self.free()
         return [name for name in mine if name not in free and mine[name] != its[name]]
 
+    def decisive(self) -> dict[str, Any]:
+        """What all processes of a run must have been told alike, as flat keywords."""
+        return {name: value for name, value in self.to_options().items() if name not in {"device", "threads"}}
+
     def free(self) -> frozenset[str]:
         """Names of the fields that do not change this run's numbers."""
         return self.FREE

@@ -24,9 +24,10 @@ class Saving:
 
     def between_steps(self) -> None:
         """Saves if it is time to; KeyboardInterrupt, behind a checkpoint, if a signal came."""
-        if self.interrupt.pending or time.monotonic() >= self._last + self.seconds:
+        pending, due = self.interrupt.meet(time.monotonic() >= self._last + self.seconds)
+        if pending or due:
             self.now()
-        self.interrupt.check()
+            self.interrupt.check()
 
     def now(self) -> None:
         """Saves."""

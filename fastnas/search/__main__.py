@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from fastnas._command import clear_errors, explicit_resume, flag_value
+from fastnas._command import clear_errors, explicit_resume, flag_value, rank
 from fastnas.search import SearchConfig, read_config, run_search
 from fastnas.search.table import ranks
 
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     result = run_search(config)
+    if rank():
+        return
     print(f"\ngenotype: {result.genotype}")
     if result.table is not None:
         print(ranks(result.table, result.genotype))

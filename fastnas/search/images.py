@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnas.data import Batches, Dataset, channel_statistics, load_dataset, split
 from fastnas.errors import FastnasError
 from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.runs.schedule import drop_path
 from fastnas.search.config import SearchConfig, weight_dtype
 from fastnas.spaces import make_space, with_auxiliary
@@ -23,8 +24,14 @@ class ImageTask:
 
     unit, bar_unit = "images", "img"
 
-    def __init__(self, config: SearchConfig, device: torch.device, dataset: Dataset | None = None) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        dataset: Dataset | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.device, self.ranks = config, device, ranks
         images, batch_size = config.images, filled(config.images.batch_size)
         self.dataset = dataset or load_dataset(images.dataset, images.data, image_size=images.image_size)
         weight_split, alpha_split = split(
@@ -40,11 +47,14 @@ class ImageTask:
                 std=std,
                 augment=config.augment,
                 generator=torch.Generator(device),
+                shard=ranks.shard,
             )
             for part in (weight_split, alpha_split)
         )
-        self.evaluation = Batches.evaluation(alpha_split, batch_size, mean=mean, std=std)
-        self.weight_evaluation = Batches.evaluation(weight_split, batch_size, mean=mean, std=std)
+        self.evaluation, self.weight_evaluation = (
+            Batches.evaluation(part, batch_size, mean=mean, std=std, shard=ranks.shard)
+            for part in (alpha_split, weight_split)
+        )
         self.size = len(weight_split)
         self.dtype = weight_dtype(config.network.dtype)
 
@@ -105,18 +115,28 @@ class ImageTask:
 
     @torch.no_grad()
     def evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
-        """Loss and accuracy over alpha's whole split, in evaluation mode, without augmentation."""
+        """Loss and accuracy over alpha's whole split, in evaluation mode, without augmentation.
+
+        Each rank's BatchNorms have seen its own shards: the mean of their running statistics is what all evaluate with.
+        """
+        with self.ranks.averaged(net.running.flat):
+            return self._evaluate(net, check)
+
+    def _evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         net.eval()
         loss = torch.zeros((), dtype=self.dtype, device=self.device)
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for images, labels in map(self.cast, self.evaluation):
             check()
+            if not len(labels):  # the last batch may have fewer images than there are ranks
+                continue
             logits = net(images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
         net.train()
         count = len(self.evaluation.dataset)
-        return {"val_loss": loss.item() / count, "val_accuracy": correct.item() / count}
+        total, hits = self.ranks.sum_(torch.stack([loss, correct])).tolist()
+        return {"val_loss": total / count, "val_accuracy": hits / count}
 
     def metrics(self, train_loss: float, hits: float, found: dict[str, Any]) -> dict[str, Any]:
         """Losses and accuracies of both splits."""

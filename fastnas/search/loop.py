@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastnas._devices import named_device
 from fastnas._measure import peak_memory
 from fastnas.bilevel import InnerSettings, NotFiniteError, Products, method, radius_sweep, recommended_radius
 from fastnas.bilevel.solvers import DENSE_LIMIT
@@ -26,6 +25,8 @@ from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.notices import Notices
 from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks, launched
+from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
 from fastnas.runs.saving import Saving
 from fastnas.search.checkpoint import moving_tensors, order_tensors, put_back_order
 from fastnas.search.config import SearchConfig
@@ -40,8 +41,10 @@ from fastnas.search.tally import Tally
 from fastnas.search.task import Stream, Task, make_task
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Executor, Graphs, SupernetProblem, cuda_graphs
+from fastnas.supernet import Batch, Executor, Graphs, cuda_graphs
 from fastnas.tables import Table
+
+RANKS_CHECKED_EVERY = 50  # steps; and before every checkpoint
 
 
 @dataclass(frozen=True)
@@ -79,33 +82,42 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         KeyboardInterrupt: Ctrl-C, or (``fastnas.errors.Terminated``) SIGTERM; it says how to resume, if there is
             something to resume.
     """
-    config = config.resolved()
-    folder = RunFolder.for_config(config)
-    table = open_table(config)
+    ranks = launched()
+    progress = progress and ranks.is_first
+    config = ranks.agreed(config.resolved)
+    ranks.check_alike(config.decisive())
+    folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with (
         interrupt_flag() as interrupt,
-        deterministic(config.run.deterministic, device_of(config)) as device,
+        deterministic(config.run.deterministic, ranks.agreed(lambda: device_of(config, ranks))) as device,
     ):
-        with unrestricted():
-            check_first_use(device)
-        search = Search(config, device, interrupt)
-        search.table = table
-        check_memory(search)
+        search = ranks.agreed(lambda: _prepared(config, device, interrupt, ranks))
         measured = _measured(search, folder, progress)
-        interrupt.defer()
+        interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            folder.start(config, measured)
+            ranks.first(lambda: folder.start(config, measured))
         with folder.resumable(), memory_told(search, folder):
             if config.run.resume is not None:
-                rows = _taken_up(search, folder)
+                rows = _taken_up(search, folder, progress)
             stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
-                genotype, alphas = folder.go_back(stop.epoch, config.network.space)
-    return SearchResult(genotype, alphas, rows, folder.path, config, stop, table)
+                genotype, alphas = _gone_back(search, folder, stop)
+    return SearchResult(genotype, alphas, rows, folder.path, config, stop, search.table)
+
+
+def _prepared(config: SearchConfig, device: torch.device, interrupt: Interrupt, ranks: Ranks) -> Search:
+    """The search of a resolved configuration; nothing is written."""
+    table = open_table(config)
+    with unrestricted():
+        check_first_use(device)
+    search = Search(config, device, interrupt, ranks=ranks)
+    search.table = table
+    check_memory(search)
+    return search
 
 
 def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, float]:
@@ -114,7 +126,7 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     if hyper.difference_radius != "auto":
         return {}
     if search.config.run.resume is not None:
-        search.take_radius(folder.measured("difference_radius"))
+        search.take_radius(search.ranks.first(lambda: folder.measured("difference_radius")))
         return {}
     try:
         radius = search.best_radius()
@@ -128,24 +140,46 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
     return {"difference_radius": radius}
 
 
-def _taken_up(search: Search, folder: RunFolder) -> list[dict[str, Any]]:
+def _taken_up(search: Search, folder: RunFolder, progress: bool) -> list[dict[str, Any]]:
     """Puts the newest checkpoint into ``search``, if there is one yet; the rows of the epochs that it has done."""
-    state = folder.taken_up(search.config)
+    state = handed_out(lambda: folder.taken_up(search.config), search.ranks)
     if state is None:
         return []
-    search.take_up(state, str(folder.path))
+    if progress and (sentence := other_ranks(state, search.ranks)):
+        tqdm.write(sentence, file=sys.stderr)
+    search.ranks.agreed(lambda: search.take_up(state, str(folder.path)))
     return state.rows
+
+
+def _gone_back(search: Search, folder: RunFolder, stop: Stop) -> tuple[AnyGenotype, dict[str, Tensor]]:
+    """The architecture that an early stop went back to, which is the run's now."""
+    config, ranks = search.config, search.ranks
+    found: list[dict[str, Tensor]] = []
+
+    def text() -> str:
+        genotype, alphas = folder.go_back(stop.epoch, config.network.space)
+        found.append(alphas)
+        return str(genotype)
+
+    genotype = ranks.first(text)
+    alphas = found[0] if ranks.is_first else search.alphas()
+    for name in sorted(alphas):
+        ranks.hand_out_(alphas[name])
+    return family(config.network.space, config.network.primitives).genotype.parse(genotype), alphas
 
 
 def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progress: bool) -> Stop | None:
     """The epochs that are left, each saved in ``folder`` and added to ``rows``; what ended them early."""
     epochs, size = search.config.optimiser.epochs or 0, search.task.size
-    options = search.config.to_options()
-    saving = Saving(
-        lambda: folder.checkpoints.write(search.state(rows), options),
-        search.interrupt,
-        search.config.run.checkpoint_seconds,
-    )
+    options, ranks = search.config.to_options(), search.ranks
+
+    def save() -> None:
+        search.check_ranks()
+        state = gathered(search.state(rows), ranks)
+        if ranks.is_first:
+            folder.checkpoints.write(state, options)
+
+    saving = Saving(save, search.interrupt, search.config.run.checkpoint_seconds)
     rule = EarlyStop() if search.config.curvature.early_stop else None
     stop: Stop | None = None
     for row in rows:
@@ -162,8 +196,10 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
             if stop is not None:
                 break
             row = search.epoch(epoch, bar, saving)
+            row = ranks.gather(row)[0]  # times and memory are the first rank's
             rows.append(row)
-            folder.record(search.config, row, search.genotype(), search.alphas())
+            if ranks.is_first:
+                folder.record(search.config, row, search.genotype(), search.alphas())
             saving.now()
             stop = observed(rule, row)
             if progress:
@@ -180,14 +216,20 @@ class Search:
     Attributes:
         done: whole epochs.
         tally: of the epoch in progress; None between two.
+        ranks: the processes of a data-parallel search.
     """
 
     def __init__(
-        self, config: SearchConfig, device: torch.device, interrupt: Interrupt, task: Task | None = None
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        interrupt: Interrupt,
+        task: Task | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config, self.device, self.interrupt = config, device, interrupt
+        self.config, self.device, self.interrupt, self.ranks = config, device, interrupt, ranks
         self.table: Table | None = None  # run_search opens it
-        self.task = task or make_task(config, device)
+        self.task = task or make_task(config, device, ranks)
         self.train, self.val = self.task.train, self.task.val
         self.inner_steps = config.hypergradient.inner_steps or 1
         self.task.check_inner_steps(self.inner_steps)
@@ -209,7 +251,9 @@ class Search:
                 f"--rank {config.hypergradient.rank} is more than the {weights:,} weights of this supernet; "
                 "take fewer columns of its Hessian"
             )
-        self.step = _search_step(self.net, config, _graphs(config, device), self.task.states(self.net))
+        self.step = _search_step(self.net, config, _graphs(config, device), self.task.states(self.net), ranks)
+        if ranks.size > 1:
+            torch.manual_seed(ranks.own_seed(config.run.seed))  # weights and alpha are alike, masks are not
         self.done = 0
         self.tally: Tally | None = None
         self.shown: dict[str, str] = {}  # of the epoch before, for the progress bar
@@ -244,6 +288,7 @@ class Search:
         Raises:
             FastnasError: the state does not fit.
         """
+        state = own_part(state, self.ranks)
         self.done = state.moment.epoch
         if state.moment.step:
             self.begin_epoch(self.done + 1)
@@ -252,6 +297,13 @@ class Search:
             put_back_order(where, state.tensors, self.streams)
             self.tally = Tally.of(state, self.device)
         put_back_random_states(state.tensors, self.device)
+
+    def check_ranks(self) -> None:
+        """Raises a FastnasError if weights or alpha are not the same to the bit on all ranks."""
+        if self.ranks.size > 1:
+            step = self.tally.steps if self.tally else 0
+            moving = {"weights": self.net.weights.flat, "alpha": self.net.alphas.flat}
+            self.ranks.check_same(moving, f"at {Moment(self.done, step)}")
 
     def epoch(self, epoch: int, bar: tqdm[Any], saving: Saving) -> dict[str, Any]:
         """Epoch ``epoch`` (from 1), what is left of it; its row of metrics. KeyboardInterrupt comes between steps.
@@ -268,7 +320,7 @@ class Search:
         tally, rate = self.tally, learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
-        self.notices = Notices(epoch, self.device, tally.steps, tally.warnings)
+        self.notices = Notices(epoch, self.device, tally.steps, tally.warnings, self.ranks.is_first)
         batches: tuple[list[Batch], Batch] | None = None
         steps = math.ceil(len(self.train) / self.inner_steps)
         while tally.steps < steps:
@@ -277,8 +329,10 @@ class Search:
             with self.notices.naming():
                 report = self.step(group, alpha_batch, rate)
             self.notices.add(report.watch)
-            tally.add(report, count := sum(len(batch[-1]) for batch in group))
+            tally.add(report, count := self.ranks.size * sum(len(batch[-1]) for batch in group))
             self._show(bar, count, report.losses[-1], tally.correct / tally.seen)
+            if tally.steps % RANKS_CHECKED_EVERY == 0:
+                self.check_ranks()
         self._between_steps(saving)
         # What the last whole batch leaves over belongs to the epoch, too.
         bar.update(self.task.size - tally.seen)
@@ -292,7 +346,8 @@ class Search:
     def _between_steps(self, saving: Saving) -> None:
         if self.tally is not None and self.tally.steps:
             saving.between_steps()
-        self.interrupt.check()  # the end of the epoch before was saved
+        else:
+            self.interrupt.check()  # the end of the epoch before was saved
 
     def _row(self, epoch: int, rate: float, tally: Tally, found: dict[str, Any]) -> dict[str, Any]:
         """An epoch's row of metrics, as far as every search has it."""
@@ -349,7 +404,7 @@ class Search:
         if epoch % every:
             return dict.fromkeys(CURVATURE)
         train, val = self.task.first_batches(self.net)
-        problem = SupernetProblem(self.net, train, val, graphs=self.step.graphs)
+        problem = self.step.problem(train, val)
         products = self.step.settings.products
         if problem.exact_by == "tangents":  # in the time of differences, and right
             products = replace(products, hessian="exact")
@@ -447,7 +502,7 @@ def inner_settings(config: SearchConfig) -> InnerSettings:
 
 
 def _search_step(
-    net: Executor, config: SearchConfig, graphs: Graphs | None, states: Mapping[str, Tensor]
+    net: Executor, config: SearchConfig, graphs: Graphs | None, states: Mapping[str, Tensor], ranks: Ranks
 ) -> SearchStep:
     optimiser = config.optimiser
     return SearchStep(
@@ -460,6 +515,7 @@ def _search_step(
         graphs=graphs,
         precision=torch.bfloat16 if config.network.dtype == "bf16" else None,
         states=states,
+        ranks=ranks,
         detect_anomaly=config.run.detect_anomaly,
     )
 
@@ -471,13 +527,13 @@ def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:
     return cuda_graphs(device, say=lambda sentence: tqdm.write(sentence, file=sys.stderr))
 
 
-def device_of(config: SearchConfig) -> torch.device:
-    """The device of a resolved configuration.
+def device_of(config: SearchConfig, ranks: Ranks = ALONE) -> torch.device:
+    """The device of a resolved configuration, on this rank.
 
     Raises:
         FastnasError: there is none like it, or it is not for this configuration.
     """
-    device = named_device(config.run.device)
+    device = ranks.device(config.run.device)
     if config.network.dtype == "bf16" and device.type != "cuda":
         raise FastnasError(
             f"--dtype bf16 needs a GPU, but this search runs on {device}; take --dtype float32"

@@ -14,6 +14,7 @@ from fastnas.bilevel import InnerSettings, InnerSgd, Inspected, Method, NotFinit
 from fastnas.errors import FastnasError
 from fastnas.runs.guard import Guard
 from fastnas.runs.optimiser import Adam, Sgd
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.supernet import (
     AnomalyError,
     Batch,
@@ -75,6 +76,8 @@ class SearchStep:
         states: of a recurrent network: the hidden states (B, units), live, that the next batches of the streams "train"
             and "val" begin with. A batch then comes as words and targets, and its stream's state is put between them.
             A weight step leaves its own in "train", a hypergradient that of its last validation pass in "val".
+        ranks: the processes of a data-parallel search, each with its shard of every batch, all of the same size. What
+            the oracles and the weight step compute is averaged over them, so all move alike.
         detect_anomaly: look at every operator's output, without graphs: ``AnomalyError`` names the first that is not
             finite.
     """
@@ -91,9 +94,11 @@ class SearchStep:
         graphs: Graphs | None = None,
         precision: torch.dtype | None = None,
         states: Mapping[str, Tensor] | None = None,
+        ranks: Ranks = ALONE,
         detect_anomaly: bool = False,
     ) -> None:
         self.precision, self.states, self.detect_anomaly = precision, dict(states or {}), detect_anomaly
+        self.ranks = ranks
         graphs = None if detect_anomaly else graphs
         self.net, self.method, self.settings, self.graphs = net, method, settings, graphs
         self._warming_up = WARM_UP
@@ -168,18 +173,30 @@ class SearchStep:
         """
         batch, random = self.placed("train", batch), random_state(self.net)
         self.weight_optimiser.set_rate(learning_rate)
+        body = self._weight_pass if self.ranks.size == 1 else self._gradient_pass
         if self.graphs is None:
-            loss, correct, seen, *states = eagerly(self._weight_pass, batch)
+            found = eagerly(body, batch)
         else:
-            loss, correct, seen, *states = self.graphs.run(
-                "weight_step", self._weight_pass, batch, of=(self.net, self.weight_optimiser)
-            )
+            found = self.graphs.run("weight_step", body, batch, of=(self.net, self.weight_optimiser))
+        loss, correct, seen, *states = found if self.ranks.size == 1 else self._move_together(*found)
         self._carry("train", states)
         self.guard.report(watch, seen.clone(), partial(self._account, batch, random))
         return loss.clone(), correct.clone()  # of a graph: the next one may write there
 
     def _weight_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
         """A weight step at the rate that was set, one CUDA graph; loss, hits, the guard's, and what is carried."""
+        loss, correct, total, grad, *states = self._gradient_pass(*batch)
+        return loss, correct, self.guard.move(total, grad), *states
+
+    def _move_together(
+        self, loss: Tensor, correct: Tensor, total: Tensor, grad: Tensor, *states: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`_weight_pass` does behind the gradient, and returns, along the mean of all ranks' gradients."""
+        seen, loss, correct = self.guard.move_with(self.ranks, total, grad, loss, correct)
+        return loss, correct, seen, *states
+
+    def _gradient_pass(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """A weight step without the step: loss, hits, what is differentiated, its gradient (P,), what is carried."""
         self.net.train()
         self.guard.begin()
         value = partial(self._value, batch)
@@ -187,8 +204,8 @@ class SearchStep:
             total, loss, logits = value()
             with pinned(tf32=True):
                 (grad,) = gradients(total, self.net.weights)
-        seen = self.guard.move(total, grad)
-        return loss.detach(), self._hits(logits.detach(), batch[-1]), seen, *self.net.carried()
+        hits = self._hits(logits.detach(), batch[-1])
+        return loss.detach(), hits, total.detach(), grad, *self.net.carried()
 
     def _value(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A weight step's forward pass: what it differentiates, the loss without the penalty in it, and the logits."""
@@ -223,10 +240,14 @@ class SearchStep:
         self.guard.begin()
         with torch.no_grad():
             _, loss, logits = self._value(batch)
+        correct = self._hits(logits, batch[-1])
+        if self.ranks.size > 1:
+            self.guard.mark(loss, shared := loss.clone()[None])
+            loss, correct = self.ranks.average_(shared)[0], self.ranks.sum_(correct.clone())
         seen = self.guard.look(loss)
         self._carry("train", self.net.carried())
         self.guard.report(watch, seen, partial(self._account, batch, random))
-        return loss, self._hits(logits, batch[-1])
+        return loss, correct
 
     def alpha_step(
         self,
@@ -308,7 +329,10 @@ class SearchStep:
     def problem(self, train: Batch, val: Batch) -> SupernetProblem:
         """The oracles on these batches."""
         train, val = self.placed("train", train), self.placed("val", val)
-        return SupernetProblem(self.net, train, val, graphs=self.graphs, detect_anomaly=self.detect_anomaly)
+        average = self.ranks.average_ if self.ranks.size > 1 else None
+        return SupernetProblem(
+            self.net, train, val, graphs=self.graphs, average=average, detect_anomaly=self.detect_anomaly
+        )
 
     def settings_at(
         self, learning_rate: float, trajectory: Trajectory | None = None, watch: Watch | None = None

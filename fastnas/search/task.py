@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fastnas.errors import FastnasError
 from fastnas.runs.memory import is_out_of_memory
+from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.search.config import SearchConfig
 from fastnas.search.images import ImageTask
 from fastnas.search.text import TextTask
@@ -112,14 +114,16 @@ class Task(Protocol):
         ...
 
 
-def make_task(config: SearchConfig, device: torch.device) -> Task:
-    """The task of a resolved configuration, its data read and on ``device``.
+def make_task(config: SearchConfig, device: torch.device, ranks: Ranks = ALONE) -> Task:
+    """The task of a resolved configuration, its data read and on ``device``; batches are this rank's shards.
 
     Raises:
         FastnasError: a mistake in the data, or no memory for them.
     """
+    ranks.check_divides(filled(config.images.batch_size))
+    kind = TextTask if config.reads == "text" else ImageTask
     try:
-        return TextTask(config, device) if config.reads == "text" else ImageTask(config, device)
+        return kind(config, device, ranks=ranks)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

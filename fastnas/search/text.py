@@ -11,6 +11,7 @@ from torch import Tensor
 from fastnas.data import Corpus, Windows, read_corpus, streams
 from fastnas.errors import FastnasError
 from fastnas.runs.options import filled
+from fastnas.runs.ranks import ALONE, Ranks
 from fastnas.search.config import SearchConfig, weight_dtype
 from fastnas.spaces.recurrent import supernet
 from fastnas.supernet import Batch, Executor, RecurrentNetwork, build_recurrent, mean_loss, perplexity
@@ -23,15 +24,23 @@ class TextTask:
 
     unit, bar_unit = "words", "word"
 
-    def __init__(self, config: SearchConfig, device: torch.device, corpus: Corpus | None = None) -> None:
-        self.config, self.device = config, device
+    def __init__(
+        self,
+        config: SearchConfig,
+        device: torch.device,
+        corpus: Corpus | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.config, self.device, self.ranks = config, device, ranks
         self.corpus = corpus or read_corpus(config.images.dataset, config.images.data)
         self.streams, self.bptt = filled(config.images.batch_size), filled(config.text.bptt)
         train, val = (
-            streams(part, self.streams).to(device) for part in (self.corpus.train, self.corpus.valid)
+            streams(part, self.streams)[:, ranks.shard.of(self.streams)].contiguous().to(device)
+            for part in (self.corpus.train, self.corpus.valid)
         )
         self.train, self.val = Windows(train, self.bptt), Windows(val, self.bptt)
-        evaluated = streams(self.corpus.valid, EVALUATION_STREAMS, "a number of streams of").to(device)
+        evaluated = streams(self.corpus.valid, EVALUATION_STREAMS, "a number of streams of")
+        evaluated = evaluated[:, ranks.shard.of(EVALUATION_STREAMS)].contiguous().to(device)
         self.evaluation = Windows(evaluated, self.bptt, drop_last=False)
         self.size = (len(train) - 1) * self.streams
         self.dtype = weight_dtype(config.network.dtype)
@@ -63,7 +72,7 @@ class TextTask:
 
     def states(self, net: Executor) -> dict[str, Tensor]:
         """The hidden states of both streams, at first zero."""
-        return {stream: self._begin(net, self.streams) for stream in ("train", "val")}
+        return {stream: self._begin(net, self.streams // self.ranks.size) for stream in ("train", "val")}
 
     def _begin(self, net: Executor, count: int) -> Tensor:
         assert isinstance(net, RecurrentNetwork)
@@ -80,14 +89,15 @@ class TextTask:
     def first_batches(self, net: Executor) -> tuple[Batch, Batch]:
         """The first windows of both texts, from a hidden state of zeros."""
         (words, targets), (val_words, val_targets) = next(iter(self.train)), next(iter(self.val))
-        begin = self._begin(net, self.streams)
+        begin = self._begin(net, words.shape[1])
         return (words, begin, targets), (val_words, begin, val_targets)
 
     @torch.no_grad()
     def evaluate(self, net: Executor, check: Callable[[], None]) -> dict[str, Any]:
         """Mean loss over the validation text in ten streams, in evaluation mode, and its exponential."""
         assert isinstance(net, RecurrentNetwork)
-        loss = mean_loss(net, self.evaluation, check)
+        with self.ranks.averaged(net.running.flat):  # each rank's BatchNorm has seen its own streams
+            loss = mean_loss(net, self.evaluation, check, self.ranks.sum_)
         return {"val_loss": loss, "val_perplexity": perplexity(loss)}
 
     def metrics(self, train_loss: float, hits: float, found: dict[str, Any]) -> dict[str, Any]:

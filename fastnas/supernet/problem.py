@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -38,6 +38,9 @@ class SupernetProblem:
         loss: (logits, labels) -> scalar.
         graphs: of the device where ``net`` is, kept from one problem to the next; None: no graphs. ``loss`` is then
             the same function each time, too.
+        average: replaces a flat tensor by the mean of all processes' ones, where each has its shard of both batches,
+            and returns it: the oracles are those of the whole batches then, but for BatchNorm. One call an oracle.
+            None: the batches are whole.
         detect_anomaly: look at every operator's output, without graphs; ``AnomalyError`` names the first that is not
             finite.
 
@@ -54,10 +57,11 @@ class SupernetProblem:
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         *,
         graphs: Graphs | None = None,
+        average: Callable[[Tensor], Tensor] | None = None,
         detect_anomaly: bool = False,
     ) -> None:
         self.net, self.train, self.val, self.loss, self.graphs = net, train, val, loss, graphs
-        self.detect_anomaly = detect_anomaly
+        self.average, self.detect_anomaly = average, detect_anomaly
         if detect_anomaly:
             self.graphs = None
         self.w, self.alpha = net.weights.flat, net.alphas.flat
@@ -110,7 +114,8 @@ class SupernetProblem:
         """The gradient by ``of`` of the loss's derivative along the directions."""
         body = partial(self._product_parts, batch is self.train, of, weights, alphas)
         parts = eagerly(body, batch, keep_random_state=True)
-        return torch.cat([part.reshape(-1) for part in parts])
+        product = torch.cat([part.reshape(-1) for part in parts])
+        return product if self.average is None else self.average(product)
 
     def _product_parts(
         self, training: bool, of: Arena, weights: Tensor | None, alphas: Tensor | None, *batch: Tensor
@@ -146,7 +151,16 @@ class SupernetProblem:
             self.carried = tuple(
                 tensor.clone() for tensor in parts[count:]
             )  # of a graph: the next one may write there
-        return joined(parts[:count], *arenas)
+        if self.average is None:
+            return joined(parts[:count], *arenas)
+        return self._averaged(parts[:count], arenas)
+
+    def _averaged(self, parts: Sequence[Tensor], arenas: Sequence[Arena]) -> tuple[Tensor, ...]:
+        """:func:`joined`, and the mean over all processes in one call; outside of any graph."""
+        assert self.average is not None
+        flat = self.average(torch.cat([part.reshape(-1) for part in parts]))
+        first, *rest = flat.split([len(arena) for arena in arenas])
+        return first, *(part.clone() for part in rest)  # a kernel may ask for aligned memory
 
     def _parts(self, training: bool, arenas: tuple[Arena, ...], *batch: Tensor) -> tuple[Tensor, ...]:
         """The gradients of a batch's loss, then what is carried; the network's state as it was."""

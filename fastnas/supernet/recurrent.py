@@ -190,20 +190,33 @@ def _uniform(*shape: int) -> nn.Parameter:
 
 @torch.no_grad()
 def mean_loss(
-    net: RecurrentNetwork, windows: Iterable[tuple[Tensor, Tensor]], check: Callable[[], None]
+    net: RecurrentNetwork,
+    windows: Iterable[tuple[Tensor, Tensor]],
+    check: Callable[[], None],
+    together: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
-    """Mean cross-entropy of the next word, in evaluation mode; the hidden state goes from window to window."""
+    """Mean cross-entropy of the next word, in evaluation mode; the hidden state goes from window to window.
+
+    Args:
+        net: the network.
+        windows: of some streams, in order.
+        check: called before each; may raise.
+        together: gives the sum of all processes' vectors, where each has some of the streams, or none of them.
+    """
     mode = net.training
     net.eval()
-    total, count, hidden = torch.zeros((), dtype=torch.float64, device=net.weights.flat.device), 0, None
+    total, hidden = torch.zeros(2, dtype=torch.float64, device=net.weights.flat.device), None
     for words, targets in windows:
         check()
+        if not len(targets):
+            continue
         hidden = net.initial_state(words.shape[1]) if hidden is None else hidden
-        total += F.cross_entropy(net(words, hidden), targets, reduction="sum")
-        count += len(targets)
+        total[0] += F.cross_entropy(net(words, hidden), targets, reduction="sum")
+        total[1] += len(targets)
         (hidden,) = net.carried()
     net.train(mode)
-    return total.item() / count
+    loss, count = (total if together is None else together(total)).tolist()
+    return loss / count
 
 
 def perplexity(loss: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastnas.data import Augment, Batches, Dataset, channel_statistics, default_augment
+from fastnas.data import Augment, Batches, Dataset, Shard, channel_statistics, default_augment
 from fastnas.errors import FastnasError
 
 EVERYTHING = Augment(crop_padding=2, flip=True, cutout=4)
@@ -196,6 +196,20 @@ def test_nothing_else_moves_the_batches() -> None:
     assert same(found, expected)
     list(batches(data))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_shards_are_the_batches(drop_last: bool) -> None:
+    """Of 50 images in batches of 8 the last has 2: two of four shards have nothing of it then."""
+    data = random_data()
+    shards = [batches(data, shard=Shard(rank, 4), drop_last=drop_last) for rank in range(4)]
+    whole = batches(data, drop_last=drop_last)
+    for _ in range(2):
+        joined = [
+            (torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
+            for parts in zip(*shards, strict=True)
+        ]
+        assert same(joined, whole)
 
 
 def test_forever_reshuffles_and_is_the_passes_one_after_the_other() -> None:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from fastnas import FastnasError
+from fastnas.data import Shard
 from fastnas.data.streamed import MEAN, STD, StreamedImages, jittered, random_box, turned
 from fastnas.errors import UnreadableError
 
@@ -55,6 +56,17 @@ def test_what_an_epoch_sees_depends_on_seed_and_epoch_alone(root):
     assert not torch.equal(passed(images, epoch=2)[0], x)
     assert not torch.equal(passed(StreamedImages(root, 8, train=True, seed=4))[0], x)
     assert len(passed(images, limit=3)[1]) == 3
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_shards_are_the_batches(root, train):
+    """Three shards of 6 images in batches of 4: the last batch leaves one of them nothing."""
+    images = StreamedImages(root, 8, train=train, seed=3)
+    shards = [images.batches(4, epoch=1, device=CPU, workers=0, shard=Shard(rank, 3)) for rank in range(3)]
+    whole = list(images.batches(4, epoch=1, device=CPU, workers=0))
+    for parts, (x, y) in zip(zip(*shards, strict=True), whole, strict=True):
+        assert torch.equal(torch.cat([part for part, _ in parts]), x)
+        assert torch.equal(torch.cat([labels for _, labels in parts]), y)
 
 
 def test_nothing_draws_from_the_global_generators(root):
