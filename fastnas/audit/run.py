@@ -33,7 +33,7 @@ from fastnas.bilevel import agreement, radius_sweep, recommended_radius
 from fastnas.bilevel.radius import RadiusRow
 from fastnas.doctor import check_first_use
 from fastnas.doctor.environment import environment
-from fastnas.search.loop import device_of
+from fastnas.search.engine import device_of
 
 FORMAT = "fastnas-audit-1"
 

@@ -18,8 +18,8 @@ from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt
 from fastnas.search.checkpoint import read_config
 from fastnas.search.config import SearchConfig
+from fastnas.search.engine import Search, device_of, inner_settings, learning_rate
 from fastnas.search.folder import RunFolder
-from fastnas.search.loop import Search, device_of, inner_settings, learning_rate
 from fastnas.supernet import Batch, Supernet, SupernetProblem, smooth_twin
 
 TWIN_IMAGES = 16

@@ -22,8 +22,8 @@ from fastnas.runs.interrupt import Interrupt
 from fastnas.runs.memory import Forecast, bytes_of, free_memory, is_out_of_memory, let_go, shown
 from fastnas.runs.options import filled
 from fastnas.search.config import SearchConfig
+from fastnas.search.engine import Search, device_of
 from fastnas.search.images import ImageTask
-from fastnas.search.loop import Search, device_of
 from fastnas.search.memory import can_recompute, search_forecast
 from fastnas.search.task import Task
 from fastnas.search.text import TextTask

@@ -16,7 +16,7 @@ from fastnas.retrain.memory import run_step
 from fastnas.retrain.text import TextTrainer
 from fastnas.runs.interrupt import Interrupt
 from fastnas.search import SearchConfig
-from fastnas.search.loop import Search
+from fastnas.search.engine import Search
 from fastnas.search.memory import search_forecast
 from fastnas.spaces import read_genotype
 from tests.corpora import write_corpus
@@ -138,7 +138,7 @@ def test_the_table(capsys):
         ("--image-channels 0", "--image-channels must be at least 1, got 0"),
         ("--resume runs/one", "--memory forecasts a new run: give its flags in place of --resume"),
         ("--genotype runs/none", "runs/none"),
-        ("--channels 10000000000000", "no memory for this supernet on cpu"),
+        ("--channels 10000000000000", "channels must be at most 65,536"),
     ],
 )
 def test_mistakes_are_one_sentence(flags, sentence, capsys):

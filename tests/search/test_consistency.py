@@ -8,8 +8,8 @@ import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import mixed_product
 from fastnas.search import SearchConfig
+from fastnas.search.engine import Search
 from fastnas.search.images import ImageTask
-from fastnas.search.loop import Search
 from fastnas.spaces import make_space, with_auxiliary
 from fastnas.supernet import SupernetProblem, build_supernet
 from tests.interrupted import interrupted_in

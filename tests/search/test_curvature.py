@@ -11,7 +11,7 @@ import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import Products
 from fastnas.runs.checkpoint import sealed as seal
-from fastnas.search import SearchConfig, curvature, loop
+from fastnas.search import SearchConfig, curvature, engine, loop
 from fastnas.search.__main__ import main
 from fastnas.search.curvature import CURVATURE, ends_shown, measured_curvature
 from fastnas.spaces import Genotype
@@ -129,7 +129,7 @@ def test_exact_products_of_both_executors_give_the_same_spectra(tiny, tmp_path):
 def test_graphs_change_no_bit_of_the_curvature(tiny, tmp_path, monkeypatch):
     options = {"space": "nasbench201", "method": "darts", "spectrum_every": 1, "channels": 4}
     eager = tiny(**options)
-    monkeypatch.setattr(loop, "_graphs", lambda config, device: Graphs(HostDevice()))
+    monkeypatch.setattr(engine, "_graphs", lambda config, device: Graphs(HostDevice()))
     replayed = tiny(**options, out=tmp_path / "replayed")
     assert lasting(eager.metrics) == lasting(replayed.metrics)
 

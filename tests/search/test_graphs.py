@@ -11,7 +11,7 @@ from fastnas.bilevel import METHODS, InnerSettings
 from fastnas.runs import optimiser
 from fastnas.runs.checkpoint import put_back, put_back_random_states, random_states
 from fastnas.runs.optimiser import Sgd
-from fastnas.search import SearchConfig, SearchStep, loop
+from fastnas.search import SearchConfig, SearchStep, engine
 from fastnas.search.checkpoint import moving_tensors
 from fastnas.spaces import make_space
 from fastnas.supernet import Graphs, build_supernet
@@ -146,7 +146,7 @@ def on_host(monkeypatch):
         devices.append(HostDevice())
         return Graphs(devices[-1], say=say)
 
-    monkeypatch.setattr(loop, "cuda_graphs", graphs)
+    monkeypatch.setattr(engine, "cuda_graphs", graphs)
     return devices
 
 

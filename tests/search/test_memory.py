@@ -14,9 +14,9 @@ from fastnas.runs.interrupt import Interrupt
 from fastnas.search import SearchConfig, memory
 from fastnas.search.__main__ import main
 from fastnas.search.checkpoint import moving_tensors
+from fastnas.search.engine import Search
 from fastnas.search.folder import RunFolder
 from fastnas.search.images import ImageTask
-from fastnas.search.loop import Search
 from fastnas.search.memory import can_recompute, check_fits, check_memory, resident_parts, search_forecast
 from fastnas.search.step import SearchStep
 from fastnas.search.text import TextTask

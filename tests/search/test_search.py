@@ -13,8 +13,9 @@ import fastnas
 from fastnas import FastnasError
 from fastnas.bilevel import METHODS
 from fastnas.runs.checkpoint import Checkpoints
+from fastnas.search import images
 from fastnas.search.config import OptimiserConfig
-from fastnas.search.loop import learning_rate
+from fastnas.search.engine import learning_rate
 from fastnas.spaces import CellString, Genotype
 from tests.checkpoints import forget
 from tests.interrupted import interrupted_in
@@ -130,7 +131,7 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         ({"device": "tpu"}, "unknown --device 'tpu'"),
         ({"device": "meta"}, "only cpu and cuda"),
         ({"device": "cpu:3"}, "only cpu and cuda"),
-        ({"channels": 10**13}, "no memory for this supernet"),
+        ({"channels": 10**13}, "channels must be at most 65,536"),
         ({"device": "cuda:99"}, "--device cuda:99"),
         ({"channels": 3}, "channels must be even"),
         (
@@ -143,11 +144,21 @@ def test_mistakes_leave_nothing_behind(tiny, tmp_path):
         assert not out.exists()
 
 
+def test_a_supernet_that_has_no_memory_is_one_sentence(tiny, tmp_path, monkeypatch):
+    def no_memory(*_, **options):
+        return torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(images, "build_supernet", no_memory)
+    with pytest.raises(FastnasError, match="--channels 2 --layers 1: no memory for this supernet on cpu"):
+        tiny()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gpu_needs_an_extension_with_cuda(tiny, tmp_path, monkeypatch):
-    from fastnas.search import loop
+    from fastnas.search import engine
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(loop, "build_info", lambda: SimpleNamespace(cuda=""))
+    monkeypatch.setattr(engine, "build_info", lambda: SimpleNamespace(cuda=""))
     with pytest.raises(FastnasError, match="built without CUDA; reinstall it by FASTNAS_CUDA=1"):
         tiny(device="cuda")
     assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from fastnas import FastnasError
 from fastnas.bilevel import METHODS, Ends
 from fastnas.runs.interrupt import Interrupt
 from fastnas.search.config import SearchConfig
-from fastnas.search.loop import Search
+from fastnas.search.engine import Search
 from fastnas.search.self_audit import damping_for, self_audit
 from tests.checkpoints import forget
 

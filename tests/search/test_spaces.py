@@ -8,7 +8,7 @@ import torch
 import fastnas
 from fastnas import FastnasError, describe
 from fastnas.search.__main__ import main
-from fastnas.search.loop import Search
+from fastnas.search.engine import Search
 from fastnas.spaces import CellSequence, Genotype, find_genotype
 from tests.interrupted import interrupted_in
 from tests.search.conftest import TINY
