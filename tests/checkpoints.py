@@ -15,5 +15,6 @@ def newest(run: Path) -> Path:
 
 
 def forget(run: Path) -> None:
-    """Takes all of them away, as if the run had been stopped before the first."""
+    """Takes all of them away, and the metrics, as if the run had been stopped before the first."""
     shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()

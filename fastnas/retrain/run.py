@@ -80,7 +80,7 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, genotype, trainer.reads))
-        with folder.resumable(), memory_told(trainer, config, folder):
+        with folder.resumable(config.run.detect_anomaly), memory_told(trainer, config, folder):
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder, progress)
             _epochs(trainer, config, folder, rows, progress, interrupt)

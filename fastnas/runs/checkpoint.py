@@ -181,6 +181,8 @@ class Checkpoints:
             raise DamagedError(f"checkpoint {path} is damaged: it lacks {error}") from None
         if not (_are_counts(moment) and _are_rows(rows, moment.epoch) and _are_numbers(numbers)):
             raise DamagedError(f"checkpoint {path} is damaged: its epoch, rows or numbers are none")
+        if path != self._path(moment):
+            raise DamagedError(f"checkpoint {path} is of another moment, {moment}, than its name says")
         check_same_run(path, options, config)
         file = path.with_suffix(".safetensors")
         try:

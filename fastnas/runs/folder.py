@@ -146,6 +146,8 @@ class Folder:
         """:meth:`newest`, to go on: the folder is locked, cleared of what a stop left, and holds the state's rows."""
         self.lock()
         state = self.newest(config)
+        if state is None:
+            self._check_nothing_lost()
         remove_parts(self.path)
         self.fill()
         self.checkpoints.clear()
@@ -153,17 +155,30 @@ class Folder:
         write_atomically(self.metrics_file, "".join(json.dumps(row) + "\n" for row in rows))
         return state
 
+    def _check_nothing_lost(self) -> None:
+        """Raises FastnasError if there have been checkpoints: the first row alone is written before any."""
+        text = self.metrics_file.read_bytes() if self.metrics_file.exists() else b""
+        if (epochs := text.count(b"\n")) > 1:
+            raise FastnasError(
+                f"{self.metrics_file} tells of {epochs} epochs, but {self.checkpoints.folder} holds no checkpoint: put "
+                "it back, or start again in another --out"
+            )
+        tqdm.write("there is no checkpoint yet: the run begins anew", file=sys.stderr)
+
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Writes an epoch's row behind the others."""
         with naming(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     @contextmanager
-    def resumable(self) -> Iterator[None]:
+    def resumable(self, detect_anomaly: bool = False) -> Iterator[None]:
         """Within it a signal and a system that refuses (a full disk) end with the command that goes on, and what is not
         finite with the checkpoint from before.
 
         Behind it the folder is free for another process.
+
+        Args:
+            detect_anomaly: whether every operator is looked at already.
         """
         try:
             yield
@@ -172,7 +187,7 @@ class Folder:
         except UnreadableError as error:
             raise FastnasError(f"{error}; once that is mended, go on by: {self.resume_command()}") from None
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}; {self._after_it()}") from None
+            raise NotFiniteError(f"{error}; {self._after_it(detect_anomaly)}") from None
         except OSError as error:
             raise FastnasError(
                 f"{error.strerror or error}: {error.filename or 'while writing'}; {self._last_good()}once that is "
@@ -186,18 +201,22 @@ class Folder:
         paths = self.checkpoints.paths()
         return f"checkpoint {paths[0].stem} is whole; " if paths else ""
 
-    def _after_it(self) -> str:
+    def _after_it(self, detect_anomaly: bool) -> str:
         """What to do about a step that was not finite; a checkpoint holds finite ones alone."""
         again = "start again with a lower --learning-rate in another --out"
         paths = self.checkpoints.paths()
         if not paths:
-            return f"there is no checkpoint yet: {again}, or with --detect-anomaly"
-        newest = paths[0].with_suffix(".safetensors")
-        return f"{newest} is from before: {again}, or go on from there by: {self.resume_command()} --detect-anomaly"
+            return f"there is no checkpoint yet: {again}" + (
+                "" if detect_anomaly else ", or with --detect-anomaly"
+            )
+        newest, flag = paths[0].with_suffix(".safetensors"), "" if detect_anomaly else " --detect-anomaly"
+        return f"{newest} is from before: {again}, or go on from there by: {self.resume_command()}{flag}"
 
     def resume_command(self) -> str:
         """What to type to go on with this run."""
-        start = "python" if self.processes == 1 else f"torchrun --nproc-per-node {self.processes}"
+        one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(self.processes)
+        several = f"torchrun {'--standalone ' if one_machine else ''}--nproc-per-node {self.processes}"
+        start = "python" if self.processes == 1 else several
         return f"{start} -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
 
 

@@ -194,8 +194,8 @@ def bytes_of(text: str) -> int:
     Raises:
         FastnasError: that is no size.
 
-    >>> bytes_of("24GiB") // 2**30, bytes_of("1.5 kB")
-    (24, 1500)
+    >>> bytes_of("24GiB") // 2**30, bytes_of("1.5 MB")
+    (24, 1500000)
     """
     match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
     unit = match and (match[2].upper() or "B")
@@ -203,8 +203,10 @@ def bytes_of(text: str) -> int:
         size = float(match[1]) * _UNITS[unit] if match and unit else 0.0
     except (ValueError, KeyError):
         size = 0.0
-    if not 1 <= size < 2**60:
-        raise FastnasError(f"--memory-limit must be a size such as 24GiB or 800MB, got {text[:40]!r}")
+    if not 2**20 <= size < 2**60:
+        raise FastnasError(
+            f"--memory-limit must be a size of at least 1 MiB such as 24GiB or 800MB, got {text[:40]!r}"
+        )
     return int(size)
 
 

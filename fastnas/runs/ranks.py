@@ -206,7 +206,8 @@ class Ranks:
         for rank, row in enumerate(rows):
             differing = [name for name in row if row[name] != rows[0][name]]
             if differing:
-                raise FastnasError(
+                mistake = FastnasError if self.is_first else RepeatedError
+                raise mistake(
                     f"rank {rank} runs with another configuration than rank 0: it differs in {', '.join(differing)}; "
                     "give all processes the same flags, and --out or --resume a folder that all of them see"
                 )

@@ -85,7 +85,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, measured))
-        with folder.resumable(), memory_told(search, folder):
+        with folder.resumable(config.run.detect_anomaly), memory_told(search, folder):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
             stop = _epochs(search, folder, rows, progress)

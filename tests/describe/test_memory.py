@@ -133,7 +133,10 @@ def test_the_table(capsys):
     ("flags", "sentence"),
     [
         ("--dataset folder", "folder: give its place with --data, or --image-size and --classes"),
-        ("--memory-limit much", "--memory-limit must be a size such as 24GiB or 800MB, got 'much'"),
+        (
+            "--memory-limit much",
+            "--memory-limit must be a size of at least 1 MiB such as 24GiB or 800MB, got 'much'",
+        ),
         ("--classes 0", "--classes must be at least 1, got 0"),
         ("--image-channels 0", "--image-channels must be at least 1, got 0"),
         ("--resume runs/one", "--memory forecasts a new run: give its flags in place of --resume"),

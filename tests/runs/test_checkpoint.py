@@ -31,7 +31,7 @@ from fastnas.runs.files import PART
 from fastnas.runs.first_version import read_first_version
 from fastnas.search import SearchConfig
 from fastnas.search.checkpoint import SEARCH
-from tests.checkpoints import forget, newest
+from tests.checkpoints import newest
 from tests.checkpoints import sealed as sealed_files
 from tests.runs.lives import PROCESSES, live, same
 
@@ -255,6 +255,34 @@ def test_where_none_is_whole_that_is_said(tmp_path):
         read(tmp_path)
 
 
+def test_a_name_that_tells_of_another_moment_is_damage(tmp_path):
+    write(tmp_path, (1, 0), (2, 0))
+    for suffix in (".safetensors", ".json"):
+        file = (
+            newest(tmp_path).with_suffix(suffix) if suffix == ".safetensors" else sealed_files(tmp_path)[-1]
+        )
+        file.rename(file.with_name(f"00099-0000000{suffix}"))
+    said = []
+    assert read(tmp_path, said) == (1, 0)
+    assert "00099-0000000.json is of another moment, the end of epoch 2, than its name says" in said[0]
+
+
+def test_lost_checkpoints_are_said(tmp_path, capsys):
+    live("search", TINY, out := tmp_path / "run")
+    shutil.rmtree(out / "checkpoints")
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        FastnasError, match=r"tells of 2 epochs, but .*checkpoints holds no checkpoint: put it back"
+    ):
+        fastnas.search(resume=out)
+    assert (out / "metrics.jsonl").read_bytes() == before
+    (out / "metrics.jsonl").write_bytes(
+        before.splitlines(keepends=True)[0]
+    )  # written before the first checkpoint
+    assert len(fastnas.search(resume=out).metrics) == 2
+    assert "there is no checkpoint yet: the run begins anew" in capsys.readouterr().err
+
+
 def test_tensors_that_nothing_seals_are_no_checkpoint(tmp_path):
     write(tmp_path, (1, 0))
     sealed_files(tmp_path)[0].unlink()
@@ -313,7 +341,7 @@ def as_at_first(run, epoch):
         "epoch": str(epoch),
         "config": json.dumps(content["config"]),
     }
-    forget(run)
+    shutil.rmtree(run / "checkpoints")
     save_file(tensors, run / "checkpoint.safetensors", metadata)
     return run / "checkpoint.safetensors"
 
@@ -335,7 +363,7 @@ def test_a_checkpoint_of_the_first_version_is_taken_up(tmp_path, command):
     file = as_at_first(out, 1)
     live(command, options, out)  # there is a row too many in metrics.jsonl
     assert same(out, tmp_path / "whole")
-    forget(out)
+    shutil.rmtree(out / "checkpoints")
     (out / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(FastnasError, match=r"does not hold the 1 epochs .* cut short or edited"):
         live(command, options, out)
