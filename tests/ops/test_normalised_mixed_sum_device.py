@@ -307,7 +307,7 @@ def test_several_sums_in_a_call(several_sums, dtype, counts, channels, backward)
 def test_refuses_what_kernels_do_not_know():
     case = Case((1, 4, 2, 2), 2, torch.float32)
     out = case.before.double()
-    with pytest.raises(ValueError, match=r"branches must be float32 or bfloat16 on CUDA, got float64"):
+    with pytest.raises(ValueError, match=r"out must be float32 or bfloat16 on CUDA, got float64"):
         on_host().normalised_mixed_sum(*case.terms, out)
     half = Case((1, 4, 2, 2), 2, torch.bfloat16)
     terms = (half.branches, half.norms, half.weights.bfloat16(), half.indices, half.statistics, EPS)
