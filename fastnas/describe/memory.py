@@ -19,7 +19,7 @@ from fastnas.retrain.images import ImageTrainer
 from fastnas.retrain.memory import retrain_forecast
 from fastnas.retrain.text import TextTrainer
 from fastnas.runs.interrupt import Interrupt
-from fastnas.runs.memory import Forecast, bytes_of, free_memory, is_out_of_memory, let_go, shown
+from fastnas.runs.memory import Forecast, bytes_of, free_memory, memory_told, shown
 from fastnas.runs.options import filled
 from fastnas.search.config import SearchConfig
 from fastnas.search.engine import Search, device_of
@@ -103,18 +103,10 @@ def describe_memory(arguments: list[str]) -> None:
     if config.run.resume is not None:
         raise FastnasError("--memory forecasts a new run: give its flags in place of --resume")
     limit = None if asked.memory_limit is None else bytes_of(asked.memory_limit)
-    try:
-        forecasts = (
+    with memory_told(lambda: "there is no memory here for a step on a few images; take a smaller network"):
+        title, device, forecast, lighter = (
             _of_retraining(config, asked) if isinstance(config, RetrainConfig) else _of_search(config, asked)
         )
-        title, device, forecast, lighter = forecasts
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        let_go(error)
-        raise FastnasError(
-            "there is no memory here for a step on a few images; take a smaller network"
-        ) from None
     limit = free_memory(device) if limit is None else limit
     print(
         json.dumps(_plain(forecast, lighter, limit), indent=2)

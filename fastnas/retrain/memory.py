@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
-from fastnas.errors import FastnasError
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
@@ -17,9 +13,7 @@ from fastnas.retrain.trainer import Trainer
 from fastnas.runs.memory import (
     Forecast,
     is_distributed,
-    is_out_of_memory,
     largest_that_runs,
-    let_go,
     measured_growth,
 )
 from fastnas.runs.options import filled
@@ -57,24 +51,8 @@ def run_step(trainer: Trainer, size: int) -> None:
     trainer.step((images, torch.zeros(size, dtype=torch.int64, device=trainer.device)), 0.0)
 
 
-@contextmanager
-def memory_told(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) -> Iterator[None]:
-    """Within it no memory left ends the retraining with one sentence: what was tried, and what fits.
-
-    Raises:
-        FastnasError: a step found no memory.
-    """
-    try:
-        yield
-        return
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        let_go(error)
-    raise FastnasError(_told(trainer, config, folder)) from None
-
-
-def _told(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) -> str:
+def without_memory(trainer: Trainer, config: RetrainConfig, folder: RetrainFolder) -> str:
+    """What to say when a step found no memory: what was tried, and what fits."""
     batch = filled(config.images.batch_size)
     told = f"no memory left on {trainer.device} at --batch-size {batch}"
     # A step that one process tries alone would wait for the others for ever.

@@ -14,12 +14,13 @@ from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
-from fastnas.retrain.memory import memory_told
+from fastnas.retrain.memory import without_memory
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
 from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.memory import memory_told
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
 from fastnas.runs.saving import Saving
@@ -80,7 +81,10 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, genotype, trainer.reads))
-        with folder.resumable(config.run.detect_anomaly), memory_told(trainer, config, folder):
+        with (
+            folder.resumable(config.run.detect_anomaly),
+            memory_told(lambda: without_memory(trainer, config, folder)),
+        ):
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder, progress)
             _epochs(trainer, config, folder, rows, progress, interrupt)

@@ -123,13 +123,9 @@ class Folder:
         Raises:
             FastnasError: another process has it.
         """
-        self._lock_file = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastnasError(
-                f"another process is {self.DOING} in {self.path}: wait for it, or stop it"
-            ) from None
+        self._lock_file = locked(
+            self.path, f"another process is {self.DOING} in {self.path}: wait for it, or stop it"
+        )
 
     def newest(self, config: Options) -> State | None:
         """What the newest whole checkpoint holds, one that fastnas 0.1 wrote among them; None: there is none yet.
@@ -218,6 +214,21 @@ class Folder:
         several = f"torchrun {'--standalone ' if one_machine else ''}--nproc-per-node {self.processes}"
         start = "python" if self.processes == 1 else several
         return f"{start} -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
+
+
+def locked(folder: Path, taken: str) -> IO[str]:
+    """Takes ``folder`` until the file that is returned is closed, or the process ends, however it ends.
+
+    Raises:
+        FastnasError: another process has it; ``taken`` is what it says.
+    """
+    file = (folder / LOCK).open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise FastnasError(taken) from None
+    return file
 
 
 def holds_run(path: Path) -> bool:

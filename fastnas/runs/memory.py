@@ -6,7 +6,8 @@ import gc
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -228,6 +229,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+@contextmanager
+def memory_told(tell: Callable[[], str]) -> Iterator[None]:
+    """Within it no memory left ends a run with what ``tell`` finds out, once what the failed step held is let go.
+
+    Raises:
+        FastnasError: something found no memory.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        let_go(error)
+    raise FastnasError(tell()) from None
 
 
 def let_go(error: BaseException) -> None:

@@ -16,6 +16,7 @@ from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.memory import memory_told
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
@@ -24,7 +25,7 @@ from fastnas.search.curvature import ends_shown, observed
 from fastnas.search.early_stop import EarlyStop, Stop
 from fastnas.search.engine import Search, device_of
 from fastnas.search.folder import RunFolder
-from fastnas.search.memory import check_memory, memory_told
+from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
 from fastnas.search.table import open_table, table_shown
 from fastnas.search.task import Task
@@ -85,7 +86,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
             ranks.first(lambda: folder.start(config, measured))
-        with folder.resumable(config.run.detect_anomaly), memory_told(search, folder):
+        with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
             stop = _epochs(search, folder, rows, progress)

@@ -6,7 +6,6 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -238,26 +237,11 @@ def _hopeless(search: Searched, what: str) -> str:
     )
 
 
-@contextmanager
-def memory_told(search: Searched, folder: RunFolder) -> Iterator[None]:
-    """Within it no memory left ends the search with one sentence: what was tried, and what fits.
+def without_memory(search: Searched, folder: RunFolder) -> str:
+    """What to say when a step found no memory: what was tried, and what fits.
 
     What fits is found by trying, on what is free once the failed step has been let go.
-
-    Raises:
-        FastnasError: a step found no memory.
     """
-    try:
-        yield
-        return
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        let_go(error)
-    raise FastnasError(_told(search, folder)) from None
-
-
-def _told(search: Searched, folder: RunFolder) -> str:
     batch = filled(search.config.images.batch_size)
     told = f"no memory left on {search.device} at --batch-size {batch}"
     command = folder.resume_command()

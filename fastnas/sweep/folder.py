@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ from typing import Any
 import yaml
 
 from fastnas.errors import FastnasError
-from fastnas.runs.checkpoint import write_atomically
-from fastnas.runs.folder import LOCK
+from fastnas.runs.files import write_atomically
+from fastnas.runs.folder import LOCK, locked
 from fastnas.search.checkpoint import read_config
 from fastnas.sweep.description import Sweep
 from fastnas.sweep.trials import Trial
@@ -101,13 +100,8 @@ class SweepFolder:
             )
 
     def _lock(self) -> None:
-        self._lock_file = (self.path / LOCK).open("w")
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FastnasError(
-                f"another process runs the sweep in {self.path}: wait for it, or stop it"
-            ) from None
+        taken = f"another process runs the sweep in {self.path}: wait for it, or stop it"
+        self._lock_file = locked(self.path, taken)
 
     def end(self) -> None:
         """Gives the folder back."""

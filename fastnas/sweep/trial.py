@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import fcntl
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import fastnas
 from fastnas.errors import FastnasError
-from fastnas.runs.folder import LOCK, holds_run
+from fastnas.runs.folder import LOCK, holds_run, locked
 from fastnas.sweep.folder import Outcome, SweepFolder
 
 LEAVING = 60.0  # seconds that a killed sweep's process may take to leave a run's folder
@@ -62,12 +61,11 @@ def _wait_for(run: Path) -> None:
     """Waits while another process has the run's folder: that of a sweep that was killed a moment ago."""
     end = time.monotonic() + LEAVING
     while (run / LOCK).exists() and time.monotonic() < end:
-        with (run / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                time.sleep(0.2)
+        try:
+            locked(run, f"another process has {run}").close()
+            return
+        except FastnasError:
+            time.sleep(0.2)
 
 
 @contextmanager

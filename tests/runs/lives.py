@@ -1,5 +1,6 @@
 """Runs in processes of their own, which tests kill: what a process is told to do, and what its run has come to."""
 
+import json
 import multiprocessing
 import os
 from pathlib import Path
@@ -34,8 +35,6 @@ def life(command, options, out):
 
 def outcome(out: Path) -> tuple[list, dict]:
     """What a finished run has come to: its rows but for times and memory, and every tensor of its last checkpoint."""
-    import json
-
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     lasting = [
         {name: value for name, value in row.items() if not any(word in name for word in VOLATILE)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import fastnas
 from fastnas import FastnasError
@@ -335,7 +335,7 @@ def test_another_version_loads_or_says_why_not(tmp_path):
 def as_at_first(run, epoch):
     """The folder as the first version of fastnas left it behind ``epoch``, the checkpoint of which is there."""
     file = next(file for file in sealed_files(run) if file.stem == f"{epoch:05d}-0000000")
-    content, tensors = json.loads(file.read_text()), fastnas_tensors(file)
+    content, tensors = json.loads(file.read_text()), load_file(file.with_suffix(".safetensors"))
     metadata = {
         "format": content["format"][:-1] + "1",
         "epoch": str(epoch),
@@ -344,12 +344,6 @@ def as_at_first(run, epoch):
     shutil.rmtree(run / "checkpoints")
     save_file(tensors, run / "checkpoint.safetensors", metadata)
     return run / "checkpoint.safetensors"
-
-
-def fastnas_tensors(file):
-    from safetensors.torch import load_file
-
-    return load_file(file.with_suffix(".safetensors"))
 
 
 @pytest.mark.parametrize("command", ["search", "retrain"])
