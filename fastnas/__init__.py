@@ -6,7 +6,7 @@ from fastnas.errors import FastnasError
 
 with interrupted_quietly():  # torch takes seconds to import
     from fastnas.hypergradient import hypergradient
-    from fastnas.retrain import RetrainResult, retrain
+    from fastnas.retrain import RetrainResult, load_network, retrain
     from fastnas.search import SearchResult, search
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "SearchResult",
     "__version__",
     "hypergradient",
+    "load_network",
     "retrain",
     "search",
 ]
