@@ -177,7 +177,7 @@ class CellString:
 
     @classmethod
     def parse(cls, text: str) -> CellString:
-        """From the official string, also as its authors' code prints it, ``Structure(4 nodes with |...|)``, or JSON ``{"arch": "|...|"}``.
+        """From the official string, perhaps as ``Structure(4 nodes with |...|)``, or JSON ``{"arch": "|...|"}``.
 
         Raises:
             FastnasError: it is neither, or a primitive is unknown.
