@@ -56,6 +56,11 @@ class SearchResult:
     stop: Stop | None = None
     table: Table | None = None
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import search_html
+
+        return search_html(self)
+
 
 def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     """Runs (or resumes) the search that ``config`` describes.
