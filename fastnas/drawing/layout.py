@@ -206,7 +206,8 @@ def _placed(graph: Graph, ranks: Ranks, room: _Room, portrait: bool) -> Layout:
         for stops in (_stops(edge, chain, room, cross, starts) for edge, chain in enumerate(ranks.chains))
     )
     width, height = (depth, length) if portrait else (length, depth)
-    return Layout(round(width, 1), round(height, 1), nodes, labels, curves)
+    in_order = (dict(sorted(boxes.items())) for boxes in (nodes, labels))
+    return Layout(round(width, 1), round(height, 1), *in_order, curves)
 
 
 def _stops(
@@ -230,9 +231,12 @@ def _stops(
     return straight
 
 
+Pulls = dict[Item, list[tuple[Item, float, float]]]  # the other item, how far apart, how strongly
+
+
 def _across(ranks: Ranks, room: _Room) -> dict[Item, float]:
     """Every item near those that it is joined with, long edges straight."""
-    pulls: dict[Item, list[tuple[Item, float, float]]] = {item: [] for row in ranks.rows for item in row}
+    pulls: Pulls = {item: [] for row in ranks.rows for item in row}
     for edge, chain in enumerate(ranks.chains):
         for a, b in pairwise(chain):
             offset = room.port(a, edge, True) - room.port(b, edge, False)
@@ -244,18 +248,29 @@ def _across(ranks: Ranks, room: _Room) -> dict[Item, float]:
         cross.update(zip(row, _kept_apart([0.0] * len(row), [1.0] * len(row), row, room), strict=True))
     order = list(ranks.rows)
     for _ in range(PASSES):
-        for row in order:
-            wanted, strengths = [], []
-            for item in row:
-                total = sum(strength for _, _, strength in pulls[item])
-                pull = sum((cross[other] + offset) * strength for other, offset, strength in pulls[item])
-                wanted.append(pull / total if total else cross[item])
-                strengths.append(total or 1.0)
-            cross.update(zip(row, _kept_apart(wanted, strengths, row, room), strict=True))
+        moved = max(_settle(row, pulls, room, cross) for row in order)
+        if moved < 0.5:
+            break
         order.reverse()
     for edge, chain in enumerate(ranks.chains):
         _straighten(edge, chain, ranks, room, cross)
     return cross
+
+
+def _settle(row: Sequence[Item], pulls: Pulls, room: _Room, cross: dict[Item, float]) -> float:
+    """Moves a rank's items to where they are pulled; how far one went at most."""
+    wanted, strengths = [], []
+    for item in row:
+        total, pull = 0.0, 0.0
+        for other, offset, strength in pulls[item]:
+            total += strength
+            pull += (cross[other] + offset) * strength
+        wanted.append(pull / total if total else cross[item])
+        strengths.append(total or 1.0)
+    places = _kept_apart(wanted, strengths, row, room)
+    moved = max(abs(place - cross[item]) for item, place in zip(row, places, strict=True))
+    cross.update(zip(row, places, strict=True))
+    return moved
 
 
 def _straighten(

@@ -17,9 +17,9 @@ STATE, LABEL, BEND = range(3)
 SWEEPS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Item:
-    """What takes room in a rank: state ``index``, or the label or a bend of edge ``index``."""
+    """What takes room in a rank: state ``index``, or the label or a bend of edge ``index``. One object each."""
 
     what: int
     index: int
