@@ -60,9 +60,7 @@ class Drawing:
         )
         for part in self.parts:
             drawn = content(part.graph, part.weights, part.layout)
-            heading = (
-                f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(part.heading)}</text>'
-            )
+            heading = f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(part.heading)}</text>'
             inside.append(f'<g transform="translate({part.x:g} {part.y:g})">\n{heading}\n{drawn}</g>')
         words = " ".join(f"{part.heading}: {in_words(part.graph, part.weights)}" for part in self.parts)
         title = f"cells: {', '.join(part.heading for part in self.parts)}"
@@ -90,8 +88,9 @@ class Drawing:
 
         try:
             write_atomically(path, data)
-        except OSError as error:
-            raise FastnasError(f"the drawing {path} cannot be written: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a NUL in the name is the latter
+            reason = getattr(error, "strerror", None) or error
+            raise FastnasError(f"the drawing {path} cannot be written: {reason}") from None
         return path
 
     @cached_property

@@ -87,7 +87,9 @@ def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
         FastnasError: more edges than can be drawn, or one that leads back.
     """
     _check(graph)
-    states = (columns(label_text(name, weight)) for name, weight in zip(graph.labels, weights.nodes, strict=True))
+    states = (
+        columns(label_text(name, weight)) for name, weight in zip(graph.labels, weights.nodes, strict=True)
+    )
     labels = (
         len(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
     )

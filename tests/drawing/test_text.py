@@ -38,7 +38,9 @@ def test_a_narrow_terminal_has_them_one_above_the_other():
 
 
 def test_a_primitive_on_a_node_stands_there():
-    cell = CellMatrix(((0, 1, 1, 0), (0, 0, 1, 1), (0, 0, 0, 1), (0,) * 4), ("input", *["maxpool3x3"] * 2, "output"))
+    cell = CellMatrix(
+        ((0, 1, 1, 0), (0, 0, 1, 1), (0, 0, 0, 1), (0,) * 4), ("input", *["maxpool3x3"] * 2, "output")
+    )
     assert text_drawing(cell, unicode=False).splitlines() == [
         "cell",
         "input --> 1 maxpool3x3",
