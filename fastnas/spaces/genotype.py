@@ -177,13 +177,15 @@ class CellString:
 
     @classmethod
     def parse(cls, text: str) -> CellString:
-        """From the official string, or JSON ``{"arch": "|...|"}``.
+        """From the official string, perhaps as ``Structure(4 nodes with |...|)``, or JSON ``{"arch": "|...|"}``.
 
         Raises:
             FastnasError: it is neither, or a primitive is unknown.
         """
         fields = json_object(text)
         arch = fields.get("arch") if fields else text.strip()
+        if printed := re.fullmatch(r"Structure\(\d+ nodes with (.+)\)", str(arch)):
+            arch = printed[1]
         found = re.fullmatch(
             r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|", str(arch)
         )
