@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
+from fastnas.runs.live import Live
 from fastnas.runs.memory import memory_told
+from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
+from fastnas.runs.tensorboard import check_tensorboard
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import ends_shown, observed
 from fastnas.search.early_stop import EarlyStop, Stop
@@ -29,6 +33,7 @@ from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
 from fastnas.search.table import open_table, table_shown
 from fastnas.search.task import Task
+from fastnas.search.tensorboard import SearchBoard
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
 from fastnas.tables import Table
@@ -57,12 +62,19 @@ class SearchResult:
     table: Table | None = None
 
 
-def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
+def run_search(
+    config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
+) -> SearchResult:
     """Runs (or resumes) the search that ``config`` describes.
 
     Everything is checked, and the data read, before the run's folder is made. Ctrl-C or SIGTERM ends the search after
     the step in progress, behind a checkpoint, a second Ctrl-C at once; the run goes on from its newest checkpoint when
     it is resumed.
+
+    Args:
+        config: of the search.
+        progress: show the bar and a line an epoch.
+        arguments: the flags as they were typed, for the folder; None: there were none.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
@@ -74,9 +86,11 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
     config = ranks.agreed(config.resolved)
     ranks.check_alike(config.decisive())
     folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
+    live = ranks.agreed(lambda: _watched(config, ranks))
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with (
+        live,
         interrupt_flag() as interrupt,
         deterministic(config.run.deterministic, ranks.agreed(lambda: device_of(config, ranks))) as device,
     ):
@@ -85,15 +99,23 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            ranks.first(lambda: folder.start(config, measured))
+            ranks.first(lambda: folder.start(config, measured, provenance(arguments, device)))
         with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
+            live.serve(folder.path, progress)
             stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
                 genotype, alphas = _gone_back(search, folder, stop)
     return SearchResult(genotype, alphas, rows, folder.path, config, stop, search.table)
+
+
+def _watched(config: SearchConfig, ranks: Ranks) -> Live:
+    """What shows the search while it goes on; it listens already."""
+    watch = config.watch
+    check_tensorboard(watch.tensorboard and ranks.is_first)
+    return Live(watch.live and ranks.is_first, watch.live_host, watch.live_port)
 
 
 def _prepared(config: SearchConfig, device: torch.device, interrupt: Interrupt, ranks: Ranks) -> Search:
@@ -171,14 +193,18 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
-    with tqdm(
-        total=epochs * size,
-        initial=search.done * size + (search.tally.seen if search.tally else 0),
-        unit=search.task.bar_unit,
-        dynamic_ncols=True,
-        # None: no bar where the output is no terminal, but a row an epoch still.
-        disable=None if progress else True,
-    ) as bar:
+    board = SearchBoard(search.config.watch.tensorboard and ranks.is_first, folder.path, search.config, rows)
+    with (
+        board,
+        tqdm(
+            total=epochs * size,
+            initial=search.done * size + (search.tally.seen if search.tally else 0),
+            unit=search.task.bar_unit,
+            dynamic_ncols=True,
+            # None: no bar where the output is no terminal, but a row an epoch still.
+            disable=None if progress else True,
+        ) as bar,
+    ):
         for epoch in range(search.done + 1, epochs + 1):
             if stop is not None:
                 break
@@ -186,7 +212,9 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
             row = ranks.gather(row)[0]  # times and memory are the first rank's
             rows.append(row)
             if ranks.is_first:
-                folder.record(search.config, row, search.genotype(), search.alphas())
+                genotype, alphas = search.genotype(), search.alphas()
+                folder.record(search.config, row, genotype, alphas)
+                board.add_epoch(row, genotype, alphas)
             saving.now()
             stop = observed(rule, row)
             if progress:
@@ -194,6 +222,7 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
         search.interrupt.check()
         if stop is not None and progress:
             tqdm.write(str(stop), file=sys.stdout)
+        board.close(rows[-1] if rows else None)
     return stop
 
 

@@ -106,10 +106,10 @@ class Genotype:
         return share("skip_connect", [op for op, _ in self.normal + self.reduce])
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Both cells as graphs, the reduction first."""
+        """Both cells as graphs, the normal one first."""
         return (
-            cell_graph("reduce", self.reduce, self.reduce_concat),
             cell_graph("normal", self.normal, self.normal_concat),
+            cell_graph("reduce", self.reduce, self.reduce_concat),
         )
 
     @classmethod
@@ -177,13 +177,15 @@ class CellString:
 
     @classmethod
     def parse(cls, text: str) -> CellString:
-        """From the official string, or JSON ``{"arch": "|...|"}``.
+        """From the official string, perhaps as ``Structure(4 nodes with |...|)``, or JSON ``{"arch": "|...|"}``.
 
         Raises:
             FastnasError: it is neither, or a primitive is unknown.
         """
         fields = json_object(text)
         arch = fields.get("arch") if fields else text.strip()
+        if printed := re.fullmatch(r"Structure\(\d+ nodes with (.+)\)", str(arch)):
+            arch = printed[1]
         found = re.fullmatch(
             r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|", str(arch)
         )
