@@ -8,6 +8,7 @@ with interrupted_quietly():  # torch takes seconds to import
     from fastnas.hypergradient import hypergradient
     from fastnas.retrain import RetrainResult, retrain
     from fastnas.search import SearchResult, search
+    from fastnas.supernet import register_primitive
 
 __all__ = [
     "FastnasError",
@@ -15,6 +16,7 @@ __all__ = [
     "SearchResult",
     "__version__",
     "hypergradient",
+    "register_primitive",
     "retrain",
     "search",
 ]

@@ -30,6 +30,8 @@ DARTS_PRIMITIVES = (
 )
 DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
 NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+HOW_OWN = "one of your own is registered first, on a command line by --import FILE"
+OWN_PRIMITIVES: dict[str, None] = {}  # names that fastnas.register_primitive has added, in their order
 
 MOST_STATES = 10_000  # of a cell: far more than any has, and no more than can be drawn
 
@@ -151,10 +153,7 @@ class CellString:
         if len(self.ops) != 6:
             raise FastnasError(f"a NAS-Bench-201 cell has 6 edges, got {len(self.ops)}")
         for op in self.ops:
-            if op not in NASBENCH201_PRIMITIVES:
-                raise FastnasError(
-                    f"NAS-Bench-201 cell: unknown primitive {op!r}; known are {', '.join(NASBENCH201_PRIMITIVES)}"
-                )
+            check_primitive("NAS-Bench-201 cell", op, NASBENCH201_PRIMITIVES)
 
     def __str__(self) -> str:
         ops = iter(self.ops)
@@ -208,10 +207,7 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
     if not pairs or len(pairs) % 2:
         raise FastnasError(f"genotype: {cell} needs two edges a node, got {len(pairs)} edges")
     for i, (op, source) in enumerate(pairs):
-        if op not in DISCRETE_PRIMITIVES:
-            raise FastnasError(
-                f"genotype: unknown primitive {op!r} in {cell}; known are {', '.join(DISCRETE_PRIMITIVES)}"
-            )
+        check_primitive("genotype", op, DISCRETE_PRIMITIVES, f" in {cell}")
         if not 0 <= source < 2 + i // 2:
             raise FastnasError(
                 f"genotype: edge {i} of {cell} enters node {2 + i // 2} and reads state {source}; "
@@ -221,6 +217,14 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
     if not concat or len(set(concat)) != len(concat) or not all(0 <= state <= last for state in concat):
         raise FastnasError(
             f"genotype: {cell}_concat must list different states from 0 to {last}, got {list(concat)}"
+        )
+
+
+def check_primitive(what: str, name: str, known: Sequence[str], where: str = "") -> None:
+    """Raises FastnasError if ``name`` is neither one of ``known`` nor a primitive of the user's own."""
+    if name not in known and name not in OWN_PRIMITIVES:
+        raise FastnasError(
+            f"{what}: unknown primitive {name!r}{where}; known are {', '.join((*known, *OWN_PRIMITIVES))}; {HOW_OWN}"
         )
 
 
