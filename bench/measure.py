@@ -63,7 +63,7 @@ def device_name(device: torch.device | str) -> str:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    from fastnas.doctor.environment import processor_name
+    from fastnas._devices import processor_name
 
     return processor_name()
 

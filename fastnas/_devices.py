@@ -1,6 +1,10 @@
-"""The device that a command line names."""
+"""The device that a command line names, and its own name."""
 
 from __future__ import annotations
+
+import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -24,3 +28,18 @@ def named_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise FastnasError(f"--device {name}: PyTorch finds {torch.cuda.device_count()} such devices here")
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """The CPU's own name for itself."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if match:
+            return match[1]
+    return platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from fastnas._devices import processor_name
 from fastnas._version import __version__
 from fastnas.build_info import build_info
 
@@ -84,16 +85,6 @@ def environment(device: torch.device) -> Environment:
         commit=build.commit,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
     )
-
-
-def processor_name() -> str:
-    """The CPU's own name for itself."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
-        if match:
-            return match[1]
-    return platform.processor() or platform.machine()
 
 
 def driver_version() -> str:

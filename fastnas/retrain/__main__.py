@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, trains, prints the result."""
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
-    arguments = explicit_resume(take_imports(sys.argv[1:] if arguments is None else arguments))
+    typed = sys.argv[1:] if arguments is None else arguments
+    arguments = explicit_resume(take_imports(typed))
     config = tyro.cli(
         RetrainConfig,
         prog="python -m fastnas.retrain",
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=_defaults(arguments),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    found = run_retrain(config)
+    found = run_retrain(config, arguments=typed)
     if rank():
         return
     lines = [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in found.result.items()]

@@ -23,7 +23,8 @@ RETRAIN = Kind("fastnas-retrain", "retraining", 2)
 class RetrainFolder(Folder):
     """Files of one retraining under ``path``. One process at a time works in it: it holds a lock to its end.
 
-    config.json              the full configuration, the versions, and what the data say of the network
+    config.json              the full configuration, the versions, where the run comes from (``provenance``), and what
+                             the data say of the network
     genotype.json            what is trained
     metrics.jsonl            one row an epoch
     checkpoints/             the newest three states
@@ -56,13 +57,21 @@ class RetrainFolder(Folder):
         """Where the result lies, once there is one."""
         return self.path / "result.json"
 
-    def start(self, config: RetrainConfig, genotype: AnyGenotype, reads: Mapping[str, Any]) -> None:
-        """Makes the folder and writes config.json, with ``Trainer.reads`` and the genotype in it, and genotype.json.
+    def start(
+        self,
+        config: RetrainConfig,
+        genotype: AnyGenotype,
+        reads: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Makes the folder and writes config.json, with ``provenance``, ``Trainer.reads`` and the genotype in it, and
+        genotype.json.
 
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
-        self.make(config, {"reads": dict(reads), "genotype": genotype.to_json()})
+        more = {"provenance": dict(provenance), "reads": dict(reads), "genotype": genotype.to_json()}
+        self.make(config, more)
 
     def fill(self) -> None:
         """Writes genotype.json, out of config.json."""

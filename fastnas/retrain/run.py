@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_sta
 from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
 from fastnas.runs.saving import Saving
@@ -47,12 +49,19 @@ class RetrainResult:
     config: RetrainConfig
 
 
-def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResult:
+def run_retrain(
+    config: RetrainConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
+) -> RetrainResult:
     """Runs (or resumes) the retraining that ``config`` describes.
 
     Everything is checked, and the data read, before the run's folder is made. Ctrl-C or SIGTERM ends it after the
     step in progress, behind a checkpoint, a second Ctrl-C at once; the run goes on from its newest checkpoint when it
     is resumed.
+
+    Args:
+        config: of the retraining.
+        progress: show the bar and a line an epoch.
+        arguments: the flags as they were typed, for the folder; None: there were none.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
@@ -80,7 +89,8 @@ def run_retrain(config: RetrainConfig, *, progress: bool = True) -> RetrainResul
         interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            ranks.first(lambda: folder.start(config, genotype, trainer.reads))
+            origin = provenance(arguments, device)
+            ranks.first(lambda: folder.start(config, genotype, trainer.reads, origin))
         with (
             folder.resumable(config.run.detect_anomaly),
             memory_told(lambda: without_memory(trainer, config, folder)),

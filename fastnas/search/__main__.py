@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, runs the search, prints its genotype."""
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
-    arguments = explicit_resume(take_imports(sys.argv[1:] if arguments is None else arguments))
+    typed = sys.argv[1:] if arguments is None else arguments
+    arguments = explicit_resume(take_imports(typed))
     config = tyro.cli(
         SearchConfig,
         prog="python -m fastnas.search",
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=_defaults(arguments),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    result = run_search(config)
+    result = run_search(config, arguments=typed)
     if rank():
         return
     print(f"\ngenotype: {result.genotype}")

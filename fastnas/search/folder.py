@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fastnas.errors import FastnasError
-from fastnas.runs.files import write_atomically
+from fastnas.runs.checkpoint import State
+from fastnas.runs.files import naming, remove_parts, write_atomically
 from fastnas.runs.folder import Folder
+from fastnas.runs.options import Options
 from fastnas.search.checkpoint import COMMAND, SEARCH
 from fastnas.search.config import SearchConfig
 from fastnas.spaces import AnyGenotype, read_genotype
@@ -23,11 +25,11 @@ from fastnas.spaces import AnyGenotype, read_genotype
 class RunFolder(Folder):
     """Files of one search under ``path``. One process at a time works in it: it holds a lock to its end.
 
-    config.json              the full configuration and the versions
+    config.json              the full configuration, the versions and where the run comes from (``provenance``)
     metrics.jsonl            one row an epoch
     genotypes/epoch-NNN.json the genotype after every epoch
     genotype.json            the newest of them, or that which an early stop went back to
-    alphas/epoch-NNN.safetensors  with --early-stop: alpha after every epoch
+    alphas/epoch-NNN.safetensors  alpha after every epoch
     checkpoints/             the newest three states
     """
 
@@ -46,21 +48,41 @@ class RunFolder(Folder):
         name = f"{config.network.space}-{config.hypergradient.method}-{config.images.dataset}"
         return cls.named(config, out=config.run.out, resume=config.run.resume, name=name)
 
-    def start(self, config: SearchConfig, measured: dict[str, float] | None = None) -> None:
+    def start(
+        self,
+        config: SearchConfig,
+        measured: Mapping[str, float] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
         """Makes the folder and writes config.json; if that fails, what it wrote is removed.
 
         Args:
             config: of the run.
             measured: what the search measured before it began, for ``measured``.
+            provenance: of the run.
 
         Raises:
             FastnasError: another process has taken the folder in the meantime.
         """
-        self.make(config, {"measured": measured} if measured else None)
+        more = {"provenance": provenance, "measured": measured}
+        self.make(config, {name: dict(values) for name, values in more.items() if values})
 
     def fill(self) -> None:
         """Makes the folder of the genotypes."""
         (self.path / "genotypes").mkdir(exist_ok=True)
+
+    def taken_up(self, config: Options) -> State | None:
+        """As every run's; what was written of epochs behind the state is removed, as their rows are."""
+        state = super().taken_up(config)
+        epochs = 0 if state is None else state.moment.epoch
+        for folder in (self.path / "genotypes", self.path / "alphas"):
+            remove_parts(folder)
+            for file in folder.glob("epoch-*"):
+                number = file.stem.removeprefix("epoch-")
+                if number.isdecimal() and int(number) > epochs:
+                    with naming(file):
+                        file.unlink(missing_ok=True)
+        return state
 
     def record(
         self, config: SearchConfig, row: dict[str, Any], genotype: AnyGenotype, alphas: Mapping[str, Tensor]
@@ -72,9 +94,8 @@ class RunFolder(Folder):
         text = json.dumps({**genotype.to_json(), "space": config.network.space}, indent=2) + "\n"
         write_atomically(self._genotype_file(row["epoch"]), text)
         write_atomically(self.path / "genotype.json", text)
-        if config.curvature.early_stop:
-            self._alphas_file(row["epoch"]).parent.mkdir(exist_ok=True)
-            write_atomically(self._alphas_file(row["epoch"]), save(dict(alphas)))
+        self._alphas_file(row["epoch"]).parent.mkdir(exist_ok=True)
+        write_atomically(self._alphas_file(row["epoch"]), save(dict(alphas)))
         self.add_row(row)
 
     def measured(self, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
@@ -57,12 +59,19 @@ class SearchResult:
     table: Table | None = None
 
 
-def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
+def run_search(
+    config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
+) -> SearchResult:
     """Runs (or resumes) the search that ``config`` describes.
 
     Everything is checked, and the data read, before the run's folder is made. Ctrl-C or SIGTERM ends the search after
     the step in progress, behind a checkpoint, a second Ctrl-C at once; the run goes on from its newest checkpoint when
     it is resumed.
+
+    Args:
+        config: of the search.
+        progress: show the bar and a line an epoch.
+        arguments: the flags as they were typed, for the folder; None: there were none.
 
     Raises:
         FastnasError: a mistake in the configuration or the data.
@@ -85,7 +94,7 @@ def run_search(config: SearchConfig, *, progress: bool = True) -> SearchResult:
         interrupt.defer(ranks)
         rows: list[dict[str, Any]] = []
         if config.run.resume is None:
-            ranks.first(lambda: folder.start(config, measured))
+            ranks.first(lambda: folder.start(config, measured, provenance(arguments, device)))
         with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)

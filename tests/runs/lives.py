@@ -44,11 +44,21 @@ def outcome(out: Path) -> tuple[list, dict]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two finished runs have come to the same, to the bit, the genotype in their folders, too."""
+    """Whether two finished runs have come to the same, to the bit, with what their folders say of every epoch."""
     (rows, tensors), (others, theirs) = outcome(a), outcome(b)
     return (
         rows == others
         and tensors.keys() == theirs.keys()
         and all(torch.equal(tensors[name], theirs[name]) for name in tensors)
-        and (a / "genotype.json").read_bytes() == (b / "genotype.json").read_bytes()
+        and found(a) == found(b)
     )
+
+
+def found(out: Path) -> dict[str, bytes]:
+    """What a run wrote of architectures, by the files' names: genotypes, and alpha after every epoch."""
+    files = [
+        out / "genotype.json",
+        *(out / "genotypes").glob("epoch-*"),
+        *(out / "alphas").glob("epoch-*"),
+    ]
+    return {str(file.relative_to(out)): file.read_bytes() for file in files}

@@ -238,12 +238,11 @@ def test_a_search_without_a_rise_goes_on_to_its_end(tiny, monkeypatch):
     assert str(result.genotype) == result.metrics[-1]["genotype"]
 
 
-def test_without_the_flag_nothing_stops_and_no_alphas_are_kept(tiny, monkeypatch):
+def test_without_the_flag_nothing_stops(tiny, monkeypatch):
     by_hand(monkeypatch)
     result = tiny(**{**STOPPING, "early_stop": False})
     assert result.stop is None
     assert len(result.metrics) == 20
-    assert not (result.out / "alphas").exists()
 
 
 def test_the_command_says_why_it_ended(tmp_path, monkeypatch, capsys):
