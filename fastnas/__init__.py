@@ -5,6 +5,7 @@ from fastnas._version import __version__
 from fastnas.errors import FastnasError
 
 with interrupted_quietly():  # torch takes seconds to import
+    from fastnas.drawing import draw
     from fastnas.hypergradient import hypergradient
     from fastnas.retrain import RetrainResult, retrain
     from fastnas.search import SearchResult, search
@@ -15,6 +16,7 @@ __all__ = [
     "RetrainResult",
     "SearchResult",
     "__version__",
+    "draw",
     "hypergradient",
     "register_primitive",
     "retrain",

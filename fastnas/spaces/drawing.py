@@ -21,7 +21,8 @@ def to_dot(genotype: AnyGenotype) -> str:
     >>> print(to_dot(CellString(("none",) * 5 + ("skip_connect",))).splitlines()[-3])
         cell_2 -> cell_3 [label="skip_connect"];
     """
-    return "\n".join(["digraph genotype {", _STYLE, *map(_cluster, genotype.graphs()), "}"])
+    graphs = reversed(genotype.graphs())  # dot stacks them from the bottom
+    return "\n".join(["digraph genotype {", _STYLE, *map(_cluster, graphs), "}"])
 
 
 def _cluster(graph: Graph) -> str:

@@ -108,10 +108,10 @@ class Genotype:
         return share("skip_connect", [op for op, _ in self.normal + self.reduce])
 
     def graphs(self) -> tuple[Graph, ...]:
-        """Both cells as graphs, the reduction first."""
+        """Both cells as graphs, the normal one first."""
         return (
-            cell_graph("reduce", self.reduce, self.reduce_concat),
             cell_graph("normal", self.normal, self.normal_concat),
+            cell_graph("reduce", self.reduce, self.reduce_concat),
         )
 
     @classmethod

@@ -68,8 +68,12 @@ class CellMatrix:
 
     def pruned(self) -> CellMatrix:
         """The cell without vertices that no way from the input to the output passes through."""
-        used = _used(self.matrix)
+        used = self.used()
         return CellMatrix(_part(self.matrix, used), tuple(self.operations[vertex] for vertex in used))
+
+    def used(self) -> list[int]:
+        """The vertices that :meth:`pruned` keeps."""
+        return _used(self.matrix)
 
     @classmethod
     def parse(cls, text: str) -> CellMatrix:

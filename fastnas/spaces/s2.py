@@ -83,12 +83,11 @@ class CellSequence:
         return share("skip_connect", [op for cell in self.cells for op, _ in cell])
 
     def graphs(self) -> tuple[Graph, ...]:
-        """All cells as graphs, the last first: dot stacks them from the bottom."""
-        graphs = [
+        """All cells as graphs."""
+        return tuple(
             cell_graph(f"cell_{layer}" + ("_reduce" if layer in self.reductions else ""), cell, concat)
             for layer, (cell, concat) in enumerate(zip(self.cells, self.concats, strict=True))
-        ]
-        return tuple(reversed(graphs))
+        )
 
     @classmethod
     def parse(cls, text: str) -> CellSequence:
