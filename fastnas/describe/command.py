@@ -14,6 +14,8 @@ from typing_extensions import Doc
 from fastnas._command import clear_errors
 from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.describe.network import describe, table
+from fastnas.drawing import draw
+from fastnas.drawing.stored import stored_alphas
 from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space, find_genotype, make_network, make_space, to_dot
 from fastnas.spaces.family import SPACE_HELP
@@ -51,6 +53,8 @@ class DescribeConfig:
     """Print JSON."""
     dot: bool = False
     """Print the genotype's cells as a Graphviz graph: ``... --dot | dot -Tsvg -o cell.svg`` draws them."""
+    draw: Path | None = None
+    """Draw the genotype's cells into this file, .svg, .png or .pdf; a search's folder with what its alpha weighs."""
 
 
 @clear_errors()
@@ -68,15 +72,29 @@ def main(arguments: list[str] | None = None) -> None:
         description=DESCRIPTION,
         args=arguments,
     )
-    if config.dot and config.json:
-        raise FastnasError("--dot and --json exclude each other: choose one")
-    if config.dot:
-        if config.genotype is None:
-            raise FastnasError("--dot draws a genotype: name one with --genotype")
-        print(to_dot(find_genotype(config.genotype, config.space).genotype))
+    if config.dot or config.draw is not None:
+        _drawn(config)
         return
     found = describe(*_network(config))
     print(json.dumps(asdict(found), indent=2) if config.json else table(found))
+
+
+def _drawn(config: DescribeConfig) -> None:
+    """Prints or writes the genotype's drawing."""
+    flag = "--dot" if config.dot else "--draw"
+    given = {"--dot": config.dot, "--draw": config.draw is not None, "--json": config.json}
+    both = [name for name, there in given.items() if there]
+    if len(both) > 1:
+        raise FastnasError(f"{both[0]} and {both[1]} exclude each other: choose one")
+    if config.genotype is None:
+        raise FastnasError(f"{flag} draws a genotype: name one with --genotype")
+    genotype = find_genotype(config.genotype, config.space).genotype
+    if config.draw is None:
+        print(to_dot(genotype))
+        return
+    alphas, space = stored_alphas(Path(config.genotype)) or (None, None)
+    draw(genotype, config.draw, alphas=alphas, space=space)
+    print(config.draw)
 
 
 def _network(config: DescribeConfig) -> tuple[Space, int | tuple[int, int]]:

@@ -68,8 +68,17 @@ class AnyGenotype(Protocol):
         """
 
 
+class Drawable:
+    """A genotype that a notebook shows as a drawing."""
+
+    def _repr_svg_(self) -> str | None:
+        from fastnas.drawing.notebook import genotype_svg  # here: it reads spaces
+
+        return genotype_svg(self)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(Drawable):
     """DARTS' pair of cells: for each node two (primitive, source state), states 0 and 1 being the cell's inputs.
 
     Liu et al. 2019, section 2.4. ``str()`` gives the format of DARTS' genotypes.py:
@@ -137,7 +146,7 @@ class Genotype:
 
 
 @dataclass(frozen=True)
-class CellString:
+class CellString(Drawable):
     """NAS-Bench-201's cell (Dong and Yang 2020): one primitive on each edge, by target node then source.
 
     >>> cell = CellString.parse("|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|")
