@@ -255,6 +255,7 @@ _FAMILIES = (
     ),
 )
 SPACES = {found.name: found for found in _FAMILIES}
+"""Every space by its name; `register` adds one."""
 _OWN = frozenset(SPACES)
 # Beyond these a network's numbers do not fit 64 bits, or nobody waits for it to be built.
 LARGEST = {"channels": 2**16, "layers": 1000, "classes": 2**24, "image_channels": 2**16}

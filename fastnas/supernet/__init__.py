@@ -19,6 +19,7 @@ from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, 
 from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
+"""Executors of a space of images by their names."""
 
 
 def build_supernet(

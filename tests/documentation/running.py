@@ -28,10 +28,10 @@ OPTIONS = {"fastnas.search": SearchConfig, "fastnas.retrain": RetrainConfig}
 def write_data(folder: Path) -> None:
     """What pages may read: images.npz, photos/ (a folder a class) and text/ (train.txt, valid.txt, test.txt)."""
     draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (48, 8, 8, 3), dtype=np.uint8)
-    labels = np.arange(48) % 3
+    images = draw.integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(600) % 3
     np.savez(folder / "images.npz", images=images, labels=labels)
-    for image, label, number in zip(images, labels, range(48), strict=True):
+    for image, label, number in zip(images, labels, range(600), strict=True):
         place = folder / "photos" / ("cat", "dog", "horse")[label]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{number:03}.png")
