@@ -24,6 +24,7 @@ from fastnas.runs.text import (
     check_left_out,
     check_rates,
 )
+from fastnas.runs.watch import WatchConfig, check_watch
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.spaces.family import SPACE_HELP, Sizes
@@ -233,6 +234,7 @@ class SearchConfig(Options):
     curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
     run: RunConfig = field(default_factory=RunConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def resolved(self) -> SearchConfig:
         """The same with every default that depends on another field filled in, checked.
@@ -400,6 +402,7 @@ def _check_combinations(options: dict[str, Any]) -> None:
 
 def _check_numbers(options: dict[str, Any]) -> None:
     check_bounds(options, _BOUNDS)
+    check_watch(options)
     if not options["train_portion"] < 1:
         raise FastnasError(
             f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"

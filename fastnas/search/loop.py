@@ -22,6 +22,7 @@ from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
+from fastnas.runs.watch import watched
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import ends_shown, observed
 from fastnas.search.early_stop import EarlyStop, Stop
@@ -31,6 +32,7 @@ from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
 from fastnas.search.table import open_table, table_shown
 from fastnas.search.task import Task
+from fastnas.search.tensorboard import SearchBoard
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
 from fastnas.tables import Table
@@ -88,9 +90,11 @@ def run_search(
     config = ranks.agreed(config.resolved)
     ranks.check_alike(config.decisive())
     folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
+    live = ranks.agreed(lambda: watched(config.watch, ranks))
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with (
+        live,
         interrupt_flag() as interrupt,
         deterministic(config.run.deterministic, ranks.agreed(lambda: device_of(config, ranks))) as device,
     ):
@@ -103,6 +107,7 @@ def run_search(
         with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
+            live.serve(folder.path, progress)
             stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
@@ -185,14 +190,18 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
-    with tqdm(
-        total=epochs * size,
-        initial=search.done * size + (search.tally.seen if search.tally else 0),
-        unit=search.task.bar_unit,
-        dynamic_ncols=True,
-        # None: no bar where the output is no terminal, but a row an epoch still.
-        disable=None if progress else True,
-    ) as bar:
+    board = SearchBoard(search.config.watch.tensorboard and ranks.is_first, folder.path, search.config, rows)
+    with (
+        board,
+        tqdm(
+            total=epochs * size,
+            initial=search.done * size + (search.tally.seen if search.tally else 0),
+            unit=search.task.bar_unit,
+            dynamic_ncols=True,
+            # None: no bar where the output is no terminal, but a row an epoch still.
+            disable=None if progress else True,
+        ) as bar,
+    ):
         for epoch in range(search.done + 1, epochs + 1):
             if stop is not None:
                 break
@@ -200,7 +209,9 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
             row = ranks.gather(row)[0]  # times and memory are the first rank's
             rows.append(row)
             if ranks.is_first:
-                folder.record(search.config, row, search.genotype(), search.alphas())
+                genotype, alphas = search.genotype(), search.alphas()
+                folder.record(search.config, row, genotype, alphas)
+                board.add_epoch(row, genotype, alphas)
             saving.now()
             stop = observed(rule, row)
             if progress:
@@ -208,6 +219,7 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
         search.interrupt.check()
         if stop is not None and progress:
             tqdm.write(str(stop), file=sys.stdout)
+        board.close(rows[-1] if rows else None)
     return stop
 
 
