@@ -61,10 +61,10 @@ sanitize: install
 	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops tests/supernet/test_cell_op.py $(PARALLEL) $(ARGS)
 	$(SANITIZE_IN) $(BIN)/python -m tests.ops.fuzz --seconds $(SECONDS) --seed $(SEED)
 
-# Every reader of files, text and flags for SECONDS each, guided by coverage; ARGS="--target npz" takes one. Inputs with
-# a fault are left in build/fuzz.
+# Runs killed 200 times, then every reader of files, text and flags for SECONDS each, guided by coverage;
+# ARGS="--target npz" takes one. Inputs with a fault are left in build/fuzz.
 fuzz: install
-	FASTNAS_FUZZ=long $(BIN)/python -m pytest tests/fuzz $(PARALLEL)
+	FASTNAS_FUZZ=long $(BIN)/python -m pytest tests/fuzz tests/runs/test_kill.py $(PARALLEL)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 lint: install

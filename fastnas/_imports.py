@@ -123,8 +123,16 @@ def check_imports(folder: Path, content: Mapping[str, Any]) -> None:
             )
 
 
+def names_recorded(content: Mapping[str, Any]) -> list[str]:
+    """The primitives of the user's own that a run's config.json names, for what is drawn of it without their code."""
+    recorded = content.get("imports")
+    return (
+        [name for one in recorded for name in _names(one, "primitives")] if isinstance(recorded, list) else []
+    )
+
+
 def _names(recorded: Any, kind: str) -> list[str]:
-    found = recorded.get(kind)
+    found = recorded.get(kind) if isinstance(recorded, dict) else None
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 

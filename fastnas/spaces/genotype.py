@@ -11,7 +11,9 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -31,6 +33,8 @@ DARTS_PRIMITIVES = (
 DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
 NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 HOW_OWN = "one of your own is registered first, on a command line by --import FILE"
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # what a primitive of one's own may be called
+_NAMED: ContextVar[frozenset[str]] = ContextVar("_NAMED", default=frozenset())
 OWN_PRIMITIVES: dict[str, None] = {}  # names that fastnas.register_primitive has added, in their order
 
 MOST_STATES = 10_000  # of a cell: far more than any has, and no more than can be drawn
@@ -185,13 +189,15 @@ class CellString(Drawable):
 
     @classmethod
     def parse(cls, text: str) -> CellString:
-        """From the official string, or JSON ``{"arch": "|...|"}``.
+        """From the official string, perhaps as ``Structure(4 nodes with |...|)``, or JSON ``{"arch": "|...|"}``.
 
         Raises:
             FastnasError: it is neither, or a primitive is unknown.
         """
         fields = json_object(text)
         arch = fields.get("arch") if fields else text.strip()
+        if printed := re.fullmatch(r"Structure\(\d+ nodes with (.+)\)", str(arch)):
+            arch = printed[1]
         found = re.fullmatch(
             r"\|([^|~]+)~0\|\+\|([^|~]+)~0\|([^|~]+)~1\|\+\|([^|~]+)~0\|([^|~]+)~1\|([^|~]+)~2\|", str(arch)
         )
@@ -231,10 +237,30 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
 
 def check_primitive(what: str, name: str, known: Sequence[str], where: str = "") -> None:
     """Raises FastnasError if ``name`` is neither one of ``known`` nor a primitive of the user's own."""
-    if name not in known and name not in OWN_PRIMITIVES:
+    if name not in known and name not in OWN_PRIMITIVES and name not in _NAMED.get():
         raise FastnasError(
             f"{what}: unknown primitive {name!r}{where}; known are {', '.join((*known, *OWN_PRIMITIVES))}; {HOW_OWN}"
         )
+
+
+def is_word(name: Any) -> bool:
+    """Whether a primitive of a user's own may be called so."""
+    return isinstance(name, str) and _WORD.fullmatch(name) is not None
+
+
+@contextmanager
+def named_primitives(names: Any) -> Iterator[None]:
+    """Within it genotypes and spaces may have these primitives, too, which are nothing but names: to draw, not to run.
+
+    Args:
+        names: a list of words; whatever else comes from a file is left out.
+    """
+    words = filter(is_word, names if isinstance(names, list | tuple) else ())
+    before = _NAMED.set(_NAMED.get() | frozenset(words))
+    try:
+        yield
+    finally:
+        _NAMED.reset(before)
 
 
 def json_object(text: str) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar, overload
@@ -12,12 +11,11 @@ from torch import nn
 
 from fastnas.errors import FastnasError
 from fastnas.spaces import Cell, Space
-from fastnas.spaces.genotype import OWN_PRIMITIVES
+from fastnas.spaces.genotype import OWN_PRIMITIVES, is_word
 from fastnas.supernet.own_checks import check_derivatives, check_forward, first_built
 from fastnas.supernet.primitives import PRIMITIVES, Context, Factory, Statistics
 
 _LIBRARYS = frozenset({"none", *PRIMITIVES})
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _FROZEN = Statistics()  # a trial is like an oracle of a hypergradient: nothing moves
 _FROZEN.moving = False
 
@@ -76,7 +74,7 @@ def register_primitive(
 
 
 def _check_name(name: str) -> None:
-    if not isinstance(name, str) or _WORD.fullmatch(name) is None:
+    if not is_word(name):
         raise FastnasError(
             f"primitive {name!r}: the name must be a word of letters, digits and underscores that begins with a letter"
         )
