@@ -17,13 +17,12 @@ from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
-from fastnas.runs.live import Live
 from fastnas.runs.memory import memory_told
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
-from fastnas.runs.tensorboard import check_tensorboard
+from fastnas.runs.watch import watched
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import ends_shown, observed
 from fastnas.search.early_stop import EarlyStop, Stop
@@ -61,6 +60,11 @@ class SearchResult:
     stop: Stop | None = None
     table: Table | None = None
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import search_html
+
+        return search_html(self)
+
 
 def run_search(
     config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
@@ -86,7 +90,7 @@ def run_search(
     config = ranks.agreed(config.resolved)
     ranks.check_alike(config.decisive())
     folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
-    live = ranks.agreed(lambda: _watched(config, ranks))
+    live = ranks.agreed(lambda: watched(config.watch, ranks))
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with (
@@ -109,13 +113,6 @@ def run_search(
             if stop is not None:
                 genotype, alphas = _gone_back(search, folder, stop)
     return SearchResult(genotype, alphas, rows, folder.path, config, stop, search.table)
-
-
-def _watched(config: SearchConfig, ranks: Ranks) -> Live:
-    """What shows the search while it goes on; it listens already."""
-    watch = config.watch
-    check_tensorboard(watch.tensorboard and ranks.is_first)
-    return Live(watch.live and ranks.is_first, watch.live_host, watch.live_port)
 
 
 def _prepared(config: SearchConfig, device: torch.device, interrupt: Interrupt, ranks: Ranks) -> Search:

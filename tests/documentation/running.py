@@ -16,11 +16,10 @@ from PIL import Image
 
 from fastnas.retrain import RetrainConfig
 from fastnas.search import SearchConfig
-from fastnas.spaces import SPACES
-from fastnas.supernet.primitives import PRIMITIVES
 from tests.corpora import write_corpus
 from tests.documentation import commands
 from tests.documentation.blocks import Block, blocks
+from tests.own_code import as_a_process
 
 OPTIONS = {"fastnas.search": SearchConfig, "fastnas.retrain": RetrainConfig}
 
@@ -42,21 +41,17 @@ def write_data(folder: Path) -> None:
 def page_run(page: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Runs a page in ``folder`` and yields the names that it leaves; what it registered is gone afterwards."""
     write_data(folder)
-    tables = [dict(SPACES), dict(PRIMITIVES)]
     modules, threads = set(sys.modules), torch.get_num_threads()
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, as_a_process():
             patch.chdir(folder)
             patch.syspath_prepend(folder)
             for block in blocks(page):
                 _run(block, names)
-        yield names
+            yield names
     finally:
         torch.set_num_threads(threads)
-        for table, before in zip((SPACES, PRIMITIVES), tables, strict=True):
-            table.clear()
-            table.update(before)
         for name in set(sys.modules) - modules:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
                 del sys.modules[name]
