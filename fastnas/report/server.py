@@ -26,6 +26,7 @@ from typing import Any
 
 from fastnas.errors import FastnasError
 from fastnas.report.newest import Newest
+from fastnas.report.read import folders_of, runs_of
 from fastnas.runs.live import LINGERS, OPEN, address, is_open, listening, token
 
 CONNECTIONS = 16
@@ -108,7 +109,9 @@ class Server(ThreadingHTTPServer):
             connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is no news."""
+        """A client that has gone is no news; a fault of ours is."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     def is_ours(self, host: str | None) -> bool:
         """Whether a Host header names this machine. Another site's name that its owner lets point here does not."""
@@ -207,14 +210,9 @@ def serve(paths: Sequence[Path], host: str, port: int) -> None:
 
 def newest_of(paths: Sequence[Path]) -> Newest:
     """The newest page of the runs in the folders ``paths``."""
-    from fastnas.report.command import folders_of  # here: a child says sooner that it is there
-    from fastnas.report.page import page
-    from fastnas.report.read import read_run
+    from fastnas.report.page import page  # here: matplotlib takes half a second, and a child answers sooner
 
-    def render() -> str:
-        return page([read_run(path) for path in folders_of(paths)], live=True)
-
-    return Newest(lambda: folders_of(paths), render)
+    return Newest(lambda: folders_of(paths), lambda: page(runs_of(paths), live=True))
 
 
 def child(descriptor: int) -> None:
@@ -236,5 +234,6 @@ def child(descriptor: int) -> None:
         pass
     server.ended = True
     if time.monotonic() < server.asked + LINGERS:
+        server.newest.page(now=True)
         time.sleep(LINGERS)
     server.shutdown()

@@ -22,7 +22,8 @@ from types import TracebackType
 from fastnas.errors import FastnasError
 
 LOOPBACK = "127.0.0.1"
-LINGERS = 4.0  # seconds in which browsers fetch the last epoch from a child whose run has ended
+LINGERS = 3.0  # seconds in which browsers fetch the last epoch from a child whose run has ended
+RENDERS = 20.0  # and the most for making it
 _PACKAGES = Path(__file__).parents[2]
 _CHILD = "import sys; sys.path.append(sys.argv[1]); from fastnas.report.server import child; child(int(sys.argv[2]))"
 # A child is none of torchrun's processes, has no GPU and takes one thread.
@@ -167,7 +168,7 @@ class Live:
         with suppress(BrokenPipeError):
             child.stdin.close()
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-            child.wait(LINGERS + 2)
+            child.wait(LINGERS + RENDERS)
         child.kill()
         child.wait()
 

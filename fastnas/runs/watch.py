@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastnas.errors import FastnasError
-from fastnas.runs.live import LOOPBACK
+from fastnas.runs.live import LOOPBACK, Live
 from fastnas.runs.options import flag
+from fastnas.runs.ranks import Ranks
+from fastnas.runs.tensorboard import check_tensorboard
 
 
 @dataclass(frozen=True)
@@ -32,3 +34,13 @@ def check_watch(options: Mapping[str, Any]) -> None:
         raise FastnasError(
             f"{flag('live_port')} must be from 0 (any that is free) to 65535, got {options['live_port']}"
         )
+
+
+def watched(config: WatchConfig, ranks: Ranks) -> Live:
+    """What shows a run while it goes on, on the first rank; it listens already.
+
+    Raises:
+        FastnasError: nothing can listen there, or there is no TensorBoard.
+    """
+    check_tensorboard(config.tensorboard and ranks.is_first)
+    return Live(config.live and ranks.is_first, config.live_host, config.live_port)

@@ -256,7 +256,7 @@ def test_rendered_when_asked_and_changed_and_not_too_often(tmp_path):
 def test_a_page_stays_while_the_next_is_made(tmp_path):
     """Who asks meanwhile does not wait."""
     begun, go_on = threading.Event(), threading.Event()
-    texts = iter(["old", "new"])
+    texts, now = iter(["old", "new"]), [0]
 
     def render():
         text = next(texts)
@@ -265,8 +265,9 @@ def test_a_page_stays_while_the_next_is_made(tmp_path):
             assert go_on.wait(10)
         return text
 
-    newest = Newest(lambda: [tmp_path], render, lambda: time.monotonic() * 1e6)
+    newest = Newest(lambda: [tmp_path], render, lambda: now[0])
     newest.page()
+    now[0] = 100
     (tmp_path / "metrics.jsonl").write_text("row\n")
     thread = threading.Thread(target=newest.page)
     thread.start()

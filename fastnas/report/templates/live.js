@@ -15,39 +15,28 @@
     }
   };
 
-  // What the reader has set: open details, focus, sliders. One that stands at its end follows the run.
-  const kept = () => ({
-    open: new Set([...document.querySelectorAll("details[open][id]")].map((e) => e.id)),
-    focus: document.activeElement?.id,
-    sliders: [...document.querySelectorAll("input[type=range][id]")].map((e) => [e.id, e.value, e.value === e.max]),
-    scroll: [scrollX, scrollY],
-  });
-
-  const restore = ({ open, focus, sliders, scroll }, fresh) => {
-    for (const e of document.querySelectorAll("details[id]")) e.open = open.has(e.id);
-    for (const [id, value, last] of sliders) {
-      const slider = document.getElementById(id), newer = fresh.getElementById(id);
-      if (!slider || !newer) continue;
-      slider.max = newer.max;
-      slider.value = last ? newer.max : value;
-    }
-    window.fastnas?.refresh?.();
-    if (focus && document.activeElement?.id !== focus) document.getElementById(focus)?.focus({ preventScroll: true });
-    scrollTo({ left: scroll[0], top: scroll[1], behavior: "instant" });
+  // Where the keyboard is: an element with an identifier, or what opens one.
+  const focused = () => {
+    const e = document.activeElement, id = e?.id || e?.parentElement?.id;
+    return id && (e.id ? `#${CSS.escape(id)}` : `#${CSS.escape(id)} > ${e.localName}`);
   };
 
-  const update = (text) => {
+  const update = async (text) => {
     const fresh = new DOMParser().parseFromString(text, "text/html"), here = sections(document), there = sections(fresh);
     if (here.size !== there.size || [...there.keys()].some((name) => !here.has(name))) return location.reload();
     const changed = [...there].filter(([name, e]) => e.innerHTML !== came.get(name));
     if (!changed.length) return;
-    const before = kept();
+    const open = [...document.querySelectorAll("details[open][id]")].map((e) => e.id);
+    const focus = focused(), left = scrollX, top = scrollY;
     for (const [name, e] of changed) {
       came.set(name, e.innerHTML);
       here.get(name).innerHTML = e.innerHTML;
     }
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
     document.title = fresh.title;
-    restore(before, fresh);
+    await window.fastnas?.refresh?.(); // which keeps the slider, or follows the run
+    if (focus && !document.activeElement?.matches(focus)) document.querySelector(focus)?.focus({ preventScroll: true });
+    scrollTo({ left, top, behavior: "instant" });
   };
 
   const ask = async () => {
@@ -57,7 +46,7 @@
     try {
       const answer = await fetch(location.href, { headers: etag ? { "If-None-Match": etag } : {}, cache: "no-store" });
       if (answer.status === 200) {
-        update(await answer.text());
+        await update(await answer.text());
         etag = answer.headers.get("ETag") ?? "";
       } else if (answer.status !== 304) throw new Error(answer.statusText);
       if (answer.headers.get("Fastnas-Ended")) return say("The run has ended; this is what it came to.", "ended");
