@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
@@ -22,10 +21,13 @@ from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_sta
 from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
 from fastnas.runs.saving import Saving
+from fastnas.runs.tensorboard import Board
+from fastnas.runs.watch import watched
 from fastnas.spaces import family, read_genotype
 from fastnas.spaces.family import AnyGenotype
 
@@ -47,6 +49,11 @@ class RetrainResult:
     genotype: AnyGenotype
     out: Path
     config: RetrainConfig
+
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import retrain_html
+
+        return retrain_html(self)
 
 
 def run_retrain(
@@ -72,6 +79,7 @@ def run_retrain(
     config = ranks.agreed(config.resolved)
     ranks.check_alike(config.decisive())
     folder = RetrainFolder(Path(ranks.first(lambda: str(RetrainFolder.for_config(config).path))), ranks.size)
+    live = ranks.agreed(lambda: watched(config.watch, ranks))
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     if config.run.resume is not None:
@@ -80,6 +88,7 @@ def run_retrain(
     source = folder.genotype_file if config.run.resume is not None else config.network.genotype
     genotype = ranks.agreed(lambda: read_genotype(config.space, str(source)))
     with (
+        live,
         interrupt_flag() as interrupt,
         deterministic(
             config.run.deterministic, ranks.agreed(lambda: ranks.device(config.run.device))
@@ -97,6 +106,7 @@ def run_retrain(
         ):
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder, progress)
+            live.serve(folder.path, progress)
             _epochs(trainer, config, folder, rows, progress, interrupt)
             ranks.average_(trainer.net.running.flat)
             result = result_of(trainer, config, genotype, rows)
@@ -127,7 +137,7 @@ def _taken_up(
     if state is None:
         return []
     if progress and (sentence := other_ranks(state, ranks)):
-        tqdm.write(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     whole = state
     state = ranks.agreed(lambda: own_part(whole, ranks))
     put_back(str(folder.path), state.tensors, trainer.tensors())
@@ -176,14 +186,11 @@ def _epochs(
             folder.checkpoints.write(state, options)
 
     saving = Saving(save, interrupt, config.run.checkpoint_seconds)
-    with tqdm(
-        total=epochs * size,
-        initial=len(rows) * size + (trainer.tally.seen if trainer.tally else 0),
-        unit=trainer.unit,
-        dynamic_ncols=True,
-        # None: no bar where the output is no terminal, but a row an epoch still.
-        disable=None if progress else True,
-    ) as bar:
+    seen = len(rows) * size + (trainer.tally.seen if trainer.tally else 0)
+    with (
+        Board(config.watch.tensorboard and ranks.is_first, folder.path, config, rows) as board,
+        Progress(epochs * size, size, initial=seen, unit=trainer.unit, shown=progress) as bar,
+    ):
         for epoch in range(len(rows) + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}")
             row = trainer.epoch(epoch, bar, saving)
@@ -191,12 +198,11 @@ def _epochs(
             rows.append(row)
             if ranks.is_first:
                 folder.add_row(row)
+                board.add(row)
             saving.now()
-            if progress:
-                tqdm.write(
-                    f"epoch {epoch}/{epochs}  {trainer.line(row)}  {row['seconds']:.1f} s", file=sys.stdout
-                )
+            bar.tell([f"epoch {epoch}/{epochs}", *trainer.line(row), f"{row['seconds']:.1f} s"])
         interrupt.check()
+        board.close(rows[-1] if rows else None)
 
 
 def result_of(

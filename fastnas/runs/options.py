@@ -22,10 +22,15 @@ class Options:
 
     Attributes:
         FREE: names of the fields that do not change a run's numbers.
+        OWN: of those that the processes of one run may be told differently.
     """
 
     FREE: ClassVar[frozenset[str]] = frozenset(
         {"device", "threads", "out", "resume", "checkpoint_seconds", "detect_anomaly"}
+        | {"live", "live_host", "live_port", "tensorboard"}
+    )
+    OWN: ClassVar[frozenset[str]] = frozenset(
+        {"device", "threads", "live", "live_host", "live_port", "tensorboard"}
     )
 
     @classmethod
@@ -63,7 +68,7 @@ class Options:
 
     def decisive(self) -> dict[str, Any]:
         """What all processes of a run must have been told alike, as flat keywords."""
-        return {name: value for name, value in self.to_options().items() if name not in {"device", "threads"}}
+        return {name: value for name, value in self.to_options().items() if name not in self.OWN}
 
     def free(self) -> frozenset[str]:
         """Names of the fields that do not change this run's numbers."""

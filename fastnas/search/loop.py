@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastnas.bilevel import NotFiniteError
 from fastnas.doctor import check_first_use
@@ -18,10 +17,12 @@ from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
 from fastnas.runs.saving import Saving
+from fastnas.runs.watch import watched
 from fastnas.search.config import SearchConfig
 from fastnas.search.curvature import ends_shown, observed
 from fastnas.search.early_stop import EarlyStop, Stop
@@ -30,7 +31,7 @@ from fastnas.search.folder import RunFolder
 from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
 from fastnas.search.table import open_table, table_shown
-from fastnas.search.task import Task
+from fastnas.search.tensorboard import SearchBoard
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
 from fastnas.tables import Table
@@ -58,6 +59,11 @@ class SearchResult:
     stop: Stop | None = None
     table: Table | None = None
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import search_html
+
+        return search_html(self)
+
 
 def run_search(
     config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
@@ -83,9 +89,11 @@ def run_search(
     config = ranks.agreed(config.resolved)
     ranks.check_alike(config.decisive())
     folder = RunFolder(Path(ranks.first(lambda: str(RunFolder.for_config(config).path))), ranks.size)
+    live = ranks.agreed(lambda: watched(config.watch, ranks))
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     with (
+        live,
         interrupt_flag() as interrupt,
         deterministic(config.run.deterministic, ranks.agreed(lambda: device_of(config, ranks))) as device,
     ):
@@ -98,6 +106,7 @@ def run_search(
         with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
+            live.serve(folder.path, progress)
             stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()
             if stop is not None:
@@ -132,7 +141,7 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
         ) from None
     search.take_radius(radius)
     if progress:
-        tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
+        say(f"difference radius {radius:g}, the nearest to the exact products here")
     return {"difference_radius": radius}
 
 
@@ -142,7 +151,7 @@ def _taken_up(search: Search, folder: RunFolder, progress: bool) -> list[dict[st
     if state is None:
         return []
     if progress and (sentence := other_ranks(state, search.ranks)):
-        tqdm.write(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     search.ranks.agreed(lambda: search.take_up(state, str(folder.path)))
     return state.rows
 
@@ -180,14 +189,13 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
-    with tqdm(
-        total=epochs * size,
-        initial=search.done * size + (search.tally.seen if search.tally else 0),
-        unit=search.task.bar_unit,
-        dynamic_ncols=True,
-        # None: no bar where the output is no terminal, but a row an epoch still.
-        disable=None if progress else True,
-    ) as bar:
+    seen = search.done * size + (search.tally.seen if search.tally else 0)
+    with (
+        SearchBoard(
+            search.config.watch.tensorboard and ranks.is_first, folder.path, search.config, rows
+        ) as board,
+        Progress(epochs * size, size, initial=seen, unit=search.task.bar_unit, shown=progress) as bar,
+    ):
         for epoch in range(search.done + 1, epochs + 1):
             if stop is not None:
                 break
@@ -195,21 +203,31 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
             row = ranks.gather(row)[0]  # times and memory are the first rank's
             rows.append(row)
             if ranks.is_first:
-                folder.record(search.config, row, search.genotype(), search.alphas())
+                genotype, alphas = search.genotype(), search.alphas()
+                folder.record(search.config, row, genotype, alphas)
+                board.add_epoch(row, genotype, alphas)
             saving.now()
             stop = observed(rule, row)
-            if progress:
-                tqdm.write(_line(row, epochs, search.task), file=sys.stdout)
+            bar.tell(*_line(row, epochs, search))
         search.interrupt.check()
         if stop is not None and progress:
-            tqdm.write(str(stop), file=sys.stdout)
+            say(str(stop))
+        board.close(rows[-1] if rows else None)
     return stop
 
 
-def _line(row: dict[str, Any], epochs: int, task: Task) -> str:
+def _line(row: dict[str, Any], epochs: int, search: Search) -> tuple[list[str], ...]:
+    """An epoch for people: the network, then the architecture, then what was asked for."""
+    steps, warned = search.steps, row["hypergradient_warnings"]
     return (
-        f"epoch {row['epoch']}/{epochs}  {task.line(row)}  "
-        f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
-        f"{audit_line(row)}{table_shown(row)}"
+        [f"epoch {row['epoch']}/{epochs}", *search.task.line(row), f"{row['seconds']:.1f} s"],
+        [
+            f"entropy {row['alpha_entropy']:.3f}",
+            f"skip {row['skip_share']:.2f}",
+            f"|hypergradient| {row['hypergradient_norm']:.2g}",
+            *([f"warned {warned}/{steps} steps"] if warned else []),
+        ],
+        ends_shown(row),
+        audit_line(row),
+        table_shown(row),
     )

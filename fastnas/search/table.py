@@ -7,7 +7,7 @@ from typing import Any
 
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
-from fastnas.spaces.family import AnyGenotype
+from fastnas.spaces.family import AnyGenotype, family
 from fastnas.tables import DATASETS, SPLITS, Table, row_of, table_of
 
 
@@ -15,9 +15,17 @@ def open_table(config: SearchConfig) -> Table | None:
     """The table that ``--table`` names, checked; None without.
 
     Raises:
-        FastnasError: it cannot be read, or is not one of the search's space.
+        FastnasError: it cannot be read, or is not one of the search's space and primitives.
     """
-    return None if config.run.table is None else table_of(config.network.space, config.run.table)
+    if config.run.table is None:
+        return None
+    space, chosen = config.network.space, config.network.primitives or ()
+    table = table_of(space, config.run.table)
+    if unknown := [name for name in chosen if name not in (family(space).primitives or ())]:
+        raise FastnasError(
+            f"--table {config.run.table} has no cell with {', '.join(unknown)}; leave it out, or these primitives"
+        )
+    return table
 
 
 def table_entries(table: Table | None, genotype: AnyGenotype) -> dict[str, Any]:
@@ -40,15 +48,15 @@ def table_entries(table: Table | None, genotype: AnyGenotype) -> dict[str, Any]:
     return {"table": found}
 
 
-def table_shown(row: Mapping[str, Any]) -> str:
-    """A row's figures for the line of its epoch, test accuracies and regrets; empty where no table was asked."""
+def table_shown(row: Mapping[str, Any]) -> list[str]:
+    """A row's test accuracies and regrets for its epoch's line, phrase by phrase; empty where no table was asked."""
     found = row.get("table")
     if not found:
-        return ""
+        return []
     shown = [
         f"{DATASETS[data]} {of['test']:.2f}% (regret {of['test_regret']:.2f})" for data, of in found.items()
     ]
-    return f"  table: test {', '.join(shown)}"
+    return [f"table: test {shown[0]}", *shown[1:]]
 
 
 def ranks(table: Table, genotype: AnyGenotype) -> str:

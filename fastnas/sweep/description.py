@@ -21,6 +21,7 @@ GIVEN = {
     "seed": "seeds: [0, 1, 2] is the list of seeds",
     "out": "every trial has a folder of its own under the sweep's --out",
     "resume": "python -m fastnas.sweep ... --resume goes on with a whole sweep",
+    "live": "python -m fastnas.report OUT --serve shows all of a sweep's searches while they run",
 }
 OPTIONS = tuple(SearchConfig().to_options())
 

@@ -1,14 +1,10 @@
 """Nothing in a drawn cell overlaps: no labels, no nodes, and no edge runs through either."""
 
-import random
-
 import pytest
 import torch
 
 from fastnas.drawing import Weights, cell_svg
-from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, family
-from fastnas.spaces.genotype import Graph
 from tests.drawing.geometry import faults, read
 
 PUBLISHED = [(space, name) for space in SPACES for name in SPACES[space].published]
@@ -17,12 +13,13 @@ CELLS = 200
 
 def check(graph, weighted, portrait):
     labels = [edge[2] for edge in graph.edges]
-    shown = [bool(label) or weighted and not any(labels) for label in labels]
+    shown = [bool(label) or (weighted and not any(labels)) for label in labels]
     edges = tuple(0.25 if weighted and show else None for show in shown)
     weights = Weights(edges, (None,) * len(graph.labels))
     states = sorted({end for source, target, _ in graph.edges for end in (source, target)})
     drawn = read(cell_svg(graph, weights, ident="a", portrait=portrait))
-    assert len(drawn.nodes) == len(states) and len(drawn.paths) == len(graph.edges)
+    assert len(drawn.nodes) == len(states)
+    assert len(drawn.paths) == len(graph.edges)
     assert list(drawn.labels) == [i for i, show in enumerate(shown) if show]
     assert not faults(graph, drawn, states)
     return drawn

