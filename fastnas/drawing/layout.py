@@ -91,7 +91,7 @@ def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
         columns(label_text(name, weight)) for name, weight in zip(graph.labels, weights.nodes, strict=True)
     )
     labels = (
-        len(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
+        columns(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
     )
     edges = tuple((source, target) for source, target, _ in graph.edges)
     return laid_out(Shape(tuple(states), edges, tuple(labels)), portrait)
