@@ -12,6 +12,7 @@ import tyro
 from typing_extensions import Doc
 
 from fastnas._command import clear_errors
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.describe.network import describe, table
 from fastnas.drawing import draw
 from fastnas.drawing.stored import stored_alphas
@@ -19,6 +20,8 @@ from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space, find_genotype, make_network, make_space, to_dot
 from fastnas.spaces.family import SPACE_HELP
 
+DESCRIPTION = f"""Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.
+{IMPORT_HELP}"""
 _PUBLISHED = list(dict.fromkeys(name for family in SPACES.values() for name in family.published))
 _GENOTYPE_HELP = f"""Describe this discrete network instead of the supernet: the folder of a search, a file, a published
 name ({", ".join(_PUBLISHED)}) or the genotype itself."""
@@ -30,7 +33,7 @@ class DescribeConfig:
 
     space: Annotated[str | None, Doc(f"{SPACE_HELP} None: the genotype's, or darts.")] = None
     primitives: tuple[str, ...] | None = None
-    """Of every edge of the supernet, for spaces that leave them open (s2); None: the paper's."""
+    """Of every edge of the supernet, for spaces that leave them open (darts, nasbench201, s2); None: the paper's."""
     channels: int | None = None
     """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network. A
     retraining's folder says all of its network's sizes."""
@@ -57,7 +60,7 @@ class DescribeConfig:
 @clear_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Parses the flags and prints the description."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = take_imports(sys.argv[1:] if arguments is None else arguments)
     if "--memory" in arguments:
         from fastnas.describe.memory import describe_memory  # here: it brings searches and retrainings along
 
@@ -66,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         DescribeConfig,
         prog="python -m fastnas.describe",
-        description="Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.",
+        description=DESCRIPTION,
         args=arguments,
     )
     if config.dot or config.draw is not None:
