@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WIDEST, FEW = 1240.0, 4  # of a row of cells, in pixels; more cells than these few may take twice that
 GAP, HEADING = 28.0, 30.0
+MOST_CELLS = 200
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -98,6 +99,11 @@ class Drawing:
         """The cells in rows, equal ones that follow each other as one."""
         found, x, y, depth = [], 0.0, HEADING, 0.0
         runs = list(self._runs())
+        if len(runs) > MOST_CELLS:
+            raise FastnasError(
+                f"the genotype has {len(runs):,} different cells, and {MOST_CELLS} can be drawn; "
+                "print them with python -m fastnas.describe --dot"
+            )
         widest = WIDEST if len(runs) <= FEW else 2 * WIDEST
         for heading, graph, weights in runs:
             layout = layout_of(graph, weights)

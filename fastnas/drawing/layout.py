@@ -24,7 +24,7 @@ CHARACTER = 0.602  # of its font's size, in the monospaced fonts that there are
 LABEL_HEIGHT, NODE_SIZE, PORT = 19.0, 26.0, 10.0
 MARGIN = 8.0
 PHONE = 300.0  # of its 360 pixels, what a cell may always take across
-MOST_EDGES = 500  # of a cell: the reader of more would see a grey area
+MOST_EDGES = 200  # of a cell: the reader of more would see a grey area
 LONGEST_NAME = 40
 PASSES = 24
 

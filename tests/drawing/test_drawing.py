@@ -186,10 +186,13 @@ def test_what_is_too_large_to_draw_is_said_and_a_notebook_shows_its_text():
     pairs = tuple(("skip_connect", state) for node in range(300) for state in (node, node + 1))
     large = Genotype(pairs, (2,), V2.reduce, (2,))
     with pytest.raises(
-        FastnasError, match="the cell normal has 601 edges, and 500 can be drawn; print it with"
+        FastnasError, match="the cell normal has 601 edges, and 200 can be drawn; print it with"
     ):
         fastnas.draw(large).svg()
     assert large._repr_svg_() is None
+    cells = [(("skip_connect", 0), (name, 1)) for name in ("skip_connect", "noise")] * 150
+    with pytest.raises(FastnasError, match="has 300 different cells, and 200 can be drawn"):
+        fastnas.draw(CellSequence(tuple(cells), ((2,),) * 300, ())).svg()
 
 
 def test_states_without_an_edge_are_not_drawn():
