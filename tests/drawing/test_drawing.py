@@ -1,6 +1,7 @@
 """fastnas.draw: from whatever holds a genotype to a file, or one sentence."""
 
 import json
+import math
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -125,6 +126,22 @@ def test_a_run_folder_is_drawn_with_the_alphas_of_its_genotype(found):
     assert fastnas.draw(found.out) == fastnas.draw(str(found.out)) == fastnas.draw(found)
     (found.out / "genotype.json").write_text(json.dumps(found.genotype.to_json()))  # as no epoch wrote it
     assert fastnas.draw(found.out) == fastnas.draw(found.genotype)
+
+
+def test_an_early_stop_goes_back_to_just_its_epoch(tmp_path):
+    """All epochs have one genotype, and the eigenvalue's rise is seen in epoch 20."""
+    config = SearchConfig.from_options({"space": "nasbench201", "early_stop": True, "spectrum_every": 1})
+    config = replace(config, run=replace(config.run, out=tmp_path / "run")).resolved()
+    folder = RunFolder.for_config(config)
+    folder.start(config)
+    for epoch in range(1, 21):
+        alphas = {"cell": torch.zeros(6, 5)}
+        alphas["cell"][:, 3] = epoch / 10
+        row = {"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "genotype": ""}
+        row["alpha_hessian_lambda_max"] = 1.0 if epoch <= 18 else 2.0
+        folder.record(config, row, family("nasbench201").derive(alphas), alphas)
+    (weights,) = fastnas.draw(folder.path).weights
+    assert weights.edges == pytest.approx((math.exp(1.3) / (math.exp(1.3) + 4),) * 6)
 
 
 def test_damaged_alphas_are_said(found):
