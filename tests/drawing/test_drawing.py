@@ -130,7 +130,9 @@ def test_a_run_folder_is_drawn_with_the_alphas_of_its_genotype(found):
 
 def test_an_early_stop_goes_back_to_just_its_epoch(tmp_path):
     """All epochs have one genotype, and the eigenvalue's rise is seen in epoch 20."""
-    config = SearchConfig.from_options({"space": "nasbench201", "early_stop": True, "spectrum_every": 1})
+    config = SearchConfig.from_options(
+        {"space": "nasbench201", "early_stop": True, "spectrum_every": 1, "epochs": 20}
+    )
     config = replace(config, run=replace(config.run, out=tmp_path / "run")).resolved()
     folder = RunFolder.for_config(config)
     folder.start(config)
