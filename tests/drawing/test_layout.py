@@ -1,6 +1,5 @@
 """Nothing in a drawn cell overlaps: no labels, no nodes, and no edge runs through either."""
 
-
 import pytest
 import torch
 
