@@ -26,7 +26,7 @@ SANITIZE_IN := FASTNAS_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZED):$(CURDIR) PY
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
   LD_PRELOAD="$(foreach library,$(RUNTIME),$(shell $(CXX) -print-file-name=$(library)))"
 
-.PHONY: install search test bench sanitize fuzz lint format clean
+.PHONY: install search test docs bench sanitize fuzz lint format clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ search: install
 test: install
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+# The site: build/docs/index.html opens from the disk. A warning, a broken link or anchor among them, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)
 
@@ -57,10 +61,10 @@ sanitize: install
 	$(SANITIZE_IN) $(BIN)/python -m pytest tests/ops tests/supernet/test_cell_op.py $(PARALLEL) $(ARGS)
 	$(SANITIZE_IN) $(BIN)/python -m tests.ops.fuzz --seconds $(SECONDS) --seed $(SEED)
 
-# Every reader of files, text and flags for SECONDS each, guided by coverage; ARGS="--target npz" takes one. Inputs with
-# a fault are left in build/fuzz.
+# Runs killed 200 times, then every reader of files, text and flags for SECONDS each, guided by coverage;
+# ARGS="--target npz" takes one. Inputs with a fault are left in build/fuzz.
 fuzz: install
-	FASTNAS_FUZZ=long $(BIN)/python -m pytest tests/fuzz $(PARALLEL)
+	FASTNAS_FUZZ=long $(BIN)/python -m pytest tests/fuzz tests/runs/test_kill.py $(PARALLEL)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 lint: install

@@ -7,8 +7,9 @@ from fastnas.errors import FastnasError
 with interrupted_quietly():  # torch takes seconds to import
     from fastnas.drawing import draw
     from fastnas.hypergradient import hypergradient
-    from fastnas.retrain import RetrainResult, retrain
+    from fastnas.retrain import RetrainResult, load_network, retrain
     from fastnas.search import SearchResult, search
+    from fastnas.supernet import register_primitive
 
 __all__ = [
     "FastnasError",
@@ -17,6 +18,8 @@ __all__ = [
     "__version__",
     "draw",
     "hypergradient",
+    "load_network",
+    "register_primitive",
     "retrain",
     "search",
 ]

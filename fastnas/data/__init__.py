@@ -14,6 +14,7 @@ Images stay uint8 until they are in a batch, and nothing that is read from a fil
 from fastnas.data.augment import Augment, default_augment
 from fastnas.data.batches import Batches, channel_statistics
 from fastnas.data.dataset import Dataset, split
+from fastnas.data.folder import read_image
 from fastnas.data.load import DATASETS, load_dataset
 from fastnas.data.shard import WHOLE, Shard
 from fastnas.data.text import CORPORA, Corpus, Windows, read_corpus, streams, window
@@ -32,6 +33,7 @@ __all__ = [
     "default_augment",
     "load_dataset",
     "read_corpus",
+    "read_image",
     "split",
     "streams",
     "window",

@@ -145,12 +145,16 @@ def split(
             f"train_portion {train_portion} of {total} images leaves the {empty} split empty: "
             f"choose a portion nearer to 0.5 or more images"
         )
-    if dataset.name in IN_FILE_ORDER:
-        order = torch.arange(total)
-    else:
-        # On the CPU whatever the device, so that the split is the same everywhere.
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:total]
+    order = order_of(dataset, seed)[:total]
     return dataset.subset(order[:cut], "weight split"), dataset.subset(order[cut:], "architecture split")
+
+
+def order_of(dataset: Dataset, seed: int) -> Tensor:
+    """The order in which ``split`` takes a data set's images, int64 (N,): the file's where that is already random."""
+    if dataset.name in IN_FILE_ORDER:
+        return torch.arange(len(dataset))
+    # On the CPU whatever the device, so that the split is the same everywhere.
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
 
 
 def part_name(train: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
+from fastnas._paths import user_path
+from fastnas._terminal import is_terminal
 from fastnas.data.dataset import Dataset, part_name
 from fastnas.errors import FastnasError
 
@@ -83,10 +87,33 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
 
     # Pillow decodes outside of the interpreter's lock.
     with ThreadPoolExecutor() as pool:
-        for _ in tqdm(pool.map(decode, range(len(entries))), "reading images", len(entries), disable=None):
+        for _ in tqdm(
+            pool.map(decode, range(len(entries))),
+            "reading images",
+            len(entries),
+            disable=not is_terminal(sys.stderr),
+        ):
             pass
     labels = torch.tensor([entry.label for entry in entries])
     return Dataset("folder", images, labels, classes, part_name(train))
+
+
+def read_image(path: str | Path, image_size: int | None = None, channels: int = 3) -> Tensor:
+    """One image as a folder's are read: uint8 (C, H, W).
+
+    Args:
+        path: the file.
+        image_size: S: the shorter side is resized to S and the centre (S, S) is cut out; None: as it is.
+        channels: 3, or 1 for greyscale.
+
+    Raises:
+        FastnasError: the file is no image, or none of 8 bits.
+    """
+    if channels not in (1, 3):
+        raise FastnasError(f"channels must be 1 or 3, got {channels}")
+    (entry,) = _scan([(user_path("an image's path", path), 0)])
+    pixels = torch.from_numpy(_decode(entry, "L" if channels == 1 else "RGB", image_size))
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def list_images(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
@@ -118,7 +145,9 @@ def _scan(files: list[tuple[Path, int]]) -> list[_Entry]:
     entries = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for file, label in tqdm(files, "checking images", disable=None):
+        for file, label in tqdm(
+            files, "checking images", disable=not is_terminal(sys.stderr) if len(files) > 1 else True
+        ):
             try:
                 with Image.open(file, formats=FORMATS) as image:
                     entries.append(_Entry(file, label, image.mode, image.size))

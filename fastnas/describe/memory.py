@@ -243,6 +243,9 @@ class ShapeSource:
     def __init__(self, shape: Shape, train: int, test: int) -> None:
         self.classes, self.channels, self.size = shape.classes, shape.channels, shape.size
         self.train_images, self.test_images = train, test
+        self.names: tuple[str, ...] = ()
+        self.mean: tuple[float, ...] = ()
+        self.std: tuple[float, ...] = ()
 
     def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """No images."""

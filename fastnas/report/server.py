@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from fastnas._imports import import_user_code
 from fastnas.errors import FastnasError
 from fastnas.report.newest import Newest
 from fastnas.report.read import folders_of, runs_of
@@ -149,12 +150,13 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].removesuffix("/").encode("utf-8", "surrogatepass")
         if not hmac.compare_digest(path, f"/{self.server.secret}".encode()):
             return self._answer(404)
+        ended = self.server.ended  # before the page is made, which is then the last one
         try:
-            page = self.server.newest.page(now=self.server.ended)
+            page = self.server.newest.page(now=ended)
         except (FastnasError, OSError) as error:
             return self._answer(503, f"{error}\n".encode())
         self.server.asked = time.monotonic()
-        more = {"ETag": page.etag, **({ENDED: "1"} if self.server.ended else {})}
+        more = {"ETag": page.etag, **({ENDED: "1"} if ended else {})}
         if page.etag in self.headers.get("If-None-Match", ""):
             return self._answer(304, more=more)
         packed = "gzip" in self.headers.get("Accept-Encoding", "")
@@ -221,6 +223,9 @@ def child(descriptor: int) -> None:
     os.nice(10)
     parent = os.getppid()
     told = json.loads(sys.stdin.readline())
+    for source in told["imports"]:  # the flags of the run's own command, for spaces of the user's
+        with suppress(FastnasError):  # a cell without weights is better than no page
+            import_user_code(source)
     listener = socket.socket(fileno=descriptor)
     server = Server(
         listener,

@@ -7,6 +7,7 @@ from typing import Any
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder, read_config
 from fastnas.retrain.run import RetrainResult, run_retrain
+from fastnas.retrain.trained import TrainedNetwork, load_network
 from fastnas.spaces import AnyGenotype
 
 
@@ -36,4 +37,4 @@ def retrain(*, progress: bool = False, **options: Any) -> RetrainResult:
     return run_retrain(RetrainConfig.from_options({**stored, **options}), progress=progress)
 
 
-__all__ = ["RetrainConfig", "RetrainResult", "retrain", "run_retrain"]
+__all__ = ["RetrainConfig", "RetrainResult", "TrainedNetwork", "load_network", "retrain", "run_retrain"]

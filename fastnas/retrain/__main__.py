@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from fastnas._command import TerminalConfig, clear_errors, explicit_resume, flag_value, rank
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.retrain import RetrainConfig, run_retrain
 from fastnas.retrain.folder import read_config
 from fastnas.retrain.summary import ending, quiet
 from fastnas.runs.summary import report_of
 
-DESCRIPTION = """Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
+DESCRIPTION = f"""Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
 for CIFAR, ImageNet and NAS-Bench-201, or by a small one on scikit-learn's digits. --genotype takes the folder of a
-search. Prints the result and where the run is, and leaves a report there, report.html."""
+search. Prints the result and where the run is, and leaves a report there, report.html.
+{IMPORT_HELP}"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
     typed = sys.argv[1:] if arguments is None else arguments
-    arguments = explicit_resume(typed)
+    arguments = explicit_resume(take_imports(typed))
     command = tyro.cli(
         Command,
         prog="python -m fastnas.retrain",

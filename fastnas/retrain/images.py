@@ -63,6 +63,9 @@ class ImageTrainer:
             "classes": self.source.classes,
             "image_channels": self.source.channels,
             "image_size": self.source.size,
+            "class_names": self.source.names,
+            "mean": self.source.mean,
+            "std": self.source.std,
         }
         described = describe(self.space, self.source.size)
         self.parameters, self.macs = described.parameters, described.macs

@@ -11,7 +11,8 @@ import torch
 
 from fastnas.data import WHOLE, Batches, Dataset, Shard, channel_statistics, load_dataset, split
 from fastnas.data.batches import Batch
-from fastnas.data.streamed import StreamedImages
+from fastnas.data.dataset import order_of
+from fastnas.data.streamed import MEAN, STD, StreamedImages
 from fastnas.errors import FastnasError
 from fastnas.retrain.config import NO_TEST_SET, RetrainConfig
 
@@ -23,12 +24,17 @@ class Source(Protocol):
 
     Attributes:
         classes, channels: how many there are.
+        names: of the classes.
+        mean, std: of each channel of values scaled to 0..1, by which images are normalised.
         size: (H, W) in pixels.
         train_images, test_images: how many there are.
     """
 
     classes: int
     channels: int
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     size: tuple[int, int]
     train_images: int
     test_images: int
@@ -69,6 +75,7 @@ class Held:
         )
         self._test = Batches.evaluation(test, size, mean=mean, std=std, memory_format=FORMAT, shard=shard)
         self.classes, self.channels, self.size = len(train.classes), train.channels, train.size
+        self.names, self.mean, self.std = train.classes, tuple(mean.tolist()), tuple(std.tolist())
         self.train_images, self.test_images = len(train), len(test)
 
     def train(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
@@ -96,6 +103,9 @@ class Streamed:
         if self._train.classes != self._test.classes:
             raise FastnasError(f"{root}: train and val must have the same class folders")
         self.classes, self.channels, self.size = len(self._train.classes), 3, (side, side)
+        self.names = self._train.classes
+        self.mean: tuple[float, ...] = MEAN
+        self.std: tuple[float, ...] = STD
         self.train_images = min(len(self._train), images.images or len(self._train))
         self.test_images = len(self._test)
 
@@ -154,4 +164,5 @@ def parts(config: RetrainConfig) -> tuple[Dataset, Dataset]:
         )
     if images.images is not None and images.images > len(whole):
         raise FastnasError(f"--images must be at most the {len(whole)} training images, got {images.images}")
-    return whole.subset(range(images.images)) if images.images else whole, test
+    # A folder is sorted by class: its first images would be of the first classes alone.
+    return whole.subset(order_of(whole, seed)[: images.images]) if images.images else whole, test

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastnas._imports import import_text
 from fastnas._terminal import laid_out
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Trainer
@@ -52,7 +53,7 @@ def ending(found: RetrainResult, report: Path | None) -> str:
         entry("time", run_took(found.metrics)),
         entry("run", str(found.out)),
         *([entry("report", str(report))] if report else []),
-        entry("next", f"python -m fastnas.describe --genotype {shlex.quote(str(found.out))}"),
+        entry("next", f"python -m fastnas.describe --genotype {shlex.quote(str(found.out))}{import_text()}"),
     ]
     return on_screen(lines, found.genotype)
 

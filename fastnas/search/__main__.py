@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fastnas._command import TerminalConfig, clear_errors, explicit_resume, flag_value, rank
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.runs.summary import report_of
 from fastnas.search import SearchConfig, read_config, run_search
 from fastnas.search.summary import ending, quiet
 
-DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
-small DARTS supernet. Prints the genotype it found and where the run is, and leaves a report there, report.html."""
+DESCRIPTION = f"""Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
+small DARTS supernet. Prints the genotype it found and where the run is, and leaves a report there, report.html.
+{IMPORT_HELP}"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
     typed = sys.argv[1:] if arguments is None else arguments
-    arguments = explicit_resume(typed)
+    arguments = explicit_resume(take_imports(typed))
     command = tyro.cli(
         Command,
         prog="python -m fastnas.search",

@@ -74,6 +74,11 @@ class SearchResult:
 
         return write_report([self.out], path)
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import search_html
+
+        return search_html(self)
+
 
 def run_search(
     config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastnas._imports import import_text
 from fastnas._terminal import laid_out
 from fastnas.runs.options import filled
 from fastnas.runs.summary import counted, entry, finished, on_screen, run_took, where
@@ -91,4 +92,4 @@ def _retraining(config: SearchConfig, run: Path) -> str:
         flags += ["--dataset", images.dataset]
     for name, value in (("--data", images.data), ("--image-size", images.image_size)):
         flags += [name, str(value)] if value is not None else []
-    return shlex.join(flags)
+    return shlex.join(flags) + import_text()

@@ -135,6 +135,7 @@ def test_the_space_of_a_genotype_is_found(tmp_path):
 def test_a_cell_string_reads_back(ops):
     cell = CellString(tuple(ops))
     assert CellString.parse(str(cell)) == cell
+    assert CellString.parse(f"Structure(4 nodes with {cell})") == cell  # as its authors' code prints it
     assert CellString.parse(json.dumps(cell.to_json())) == cell
 
 
