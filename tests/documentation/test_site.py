@@ -105,7 +105,9 @@ def test_everything_public_is_in_the_reference(site, package):
     for one, found in public.items():
         defined = f"{getattr(found, '__module__', '')}."  # there, or in a package above, or here
         places = [anchor.removesuffix(one) for anchor in anchors if anchor.endswith(f".{one}")]
-        assert any(f"{name}." == place or defined.startswith(place) for place in places), f"{name}.{one}"
+        assert any(f"{name}." == place or defined.startswith(place) for place in places), (
+            f"{name}.{one}: write ::: {defined}{one} into docs/reference/{package or 'index'}.md"
+        )
 
 
 @pytest.mark.parametrize(("command", "config"), [("search", SearchConfig), ("retrain", RetrainConfig)])
