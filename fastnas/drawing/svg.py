@@ -57,6 +57,7 @@ def _properties(colours: dict[str, str]) -> str:
 
 
 STYLE = style()
+"""The CSS of a drawing, light and dark, which a page includes once."""
 
 
 def cell_svg(graph: Graph, weights: Weights | None = None, *, ident: str, portrait: bool = False) -> str:
