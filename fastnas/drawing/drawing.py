@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.sax.saxutils import escape
 
 from torch import Tensor
 
@@ -44,12 +45,10 @@ class Drawing:
     """Cells as graphs; a notebook shows it as SVG.
 
     Attributes:
-        title: what is drawn.
-        graphs: its cells.
+        graphs: the cells.
         weights: of each of them.
     """
 
-    title: str
     graphs: tuple[Graph, ...]
     weights: tuple[Weights, ...]
 
@@ -61,13 +60,14 @@ class Drawing:
         )
         for part in self.parts:
             drawn = content(part.graph, part.weights, part.layout)
-            heading = f'<text class="cell-heading" x="8" y="-8" font-size="14">{short(part.heading)}</text>'
+            heading = (
+                f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(short(part.heading))}</text>'
+            )
             inside.append(f'<g transform="translate({part.x:g} {part.y:g})">\n{heading}\n{drawn}</g>')
         words = " ".join(f"{part.heading}: {in_words(part.graph, part.weights)}" for part in self.parts)
+        title = f"cells: {', '.join(part.heading for part in self.parts)}"
         ident = "cells-" + hashlib.sha256(words.encode(errors="replace")).hexdigest()[:8]
-        whole = svg(
-            self.width, self.height, "\n".join([*inside, ""]), ident=ident, title=self.title, words=words
-        )
+        whole = svg(self.width, self.height, "\n".join([*inside, ""]), ident=ident, title=title, words=words)
         return whole.replace('class="cell-drawing"', 'class="cell-drawing alone"', 1)
 
     def _repr_svg_(self) -> str:
@@ -181,7 +181,6 @@ def checked_path(path: str | Path) -> Path:
 
 
 def _drawing(genotype: Any, alphas: Mapping[str, Tensor] | None, space: Space | None) -> Drawing:
-    title = "cells"
     if isinstance(genotype, str | Path):
         from fastnas.drawing.stored import stored_alphas
 
@@ -203,6 +202,6 @@ def _drawing(genotype: Any, alphas: Mapping[str, Tensor] | None, space: Space | 
         )
     graphs = genotype.graphs()
     if alphas is None:
-        return Drawing(title, graphs, tuple(map(no_weights, graphs)))
+        return Drawing(graphs, tuple(map(no_weights, graphs)))
     space = space or make_space(genotype.to_json()["space"])
-    return Drawing(title, graphs, weights_of(space, genotype, alphas))
+    return Drawing(graphs, weights_of(space, genotype, alphas))

@@ -206,8 +206,8 @@ def _placed(graph: Graph, ranks: Ranks, room: _Room, portrait: bool) -> Layout:
         for stops in (_stops(edge, chain, room, cross, starts) for edge, chain in enumerate(ranks.chains))
     )
     width, height = (depth, length) if portrait else (length, depth)
-    in_order = (dict(sorted(boxes.items())) for boxes in (nodes, labels))
-    return Layout(round(width, 1), round(height, 1), *in_order, curves)
+    nodes, labels = (dict(sorted(boxes.items())) for boxes in (nodes, labels))
+    return Layout(round(width, 1), round(height, 1), nodes, labels, curves)
 
 
 def _stops(

@@ -39,6 +39,7 @@ def style(scope: str = ":root") -> str:
 .cell-drawing .cell-paper {{ fill: var(--paper); }}
 .cell-drawing .cell-heading {{ font: 600 14px system-ui, sans-serif; }}
 .cell-drawing .cell-edge {{ fill: none; stroke: var(--kind); stroke-width: var(--width, 1.6px); }}
+.cell-drawing .cell-edge.kind-none {{ stroke-width: 1.2px; }}
 .cell-drawing .cell-edge.kind-none, .cell-drawing .cell-op.kind-none rect {{ stroke-dasharray: 3 3; }}
 .cell-drawing .cell-arrow {{ fill: var(--kind); }}
 .cell-drawing .cell-node rect {{ fill: var(--node); stroke: var(--muted); }}

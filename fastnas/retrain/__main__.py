@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 from fastnas._command import clear_errors, explicit_resume, flag_value, rank
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.retrain import RetrainConfig, run_retrain
 from fastnas.retrain.folder import read_config
 
-DESCRIPTION = """Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
+DESCRIPTION = f"""Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
 for CIFAR, ImageNet and NAS-Bench-201, or by a small one on scikit-learn's digits. --genotype takes the folder of a
-search. Prints the result and where the run is."""
+search. Prints the result and where the run is. {IMPORT_HELP}"""
 
 
 @clear_errors()
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
     typed = sys.argv[1:] if arguments is None else arguments
-    arguments = explicit_resume(typed)
+    arguments = explicit_resume(take_imports(typed))
     config = tyro.cli(
         RetrainConfig,
         prog="python -m fastnas.retrain",

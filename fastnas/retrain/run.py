@@ -50,6 +50,11 @@ class RetrainResult:
     out: Path
     config: RetrainConfig
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import retrain_html
+
+        return retrain_html(self)
+
 
 def run_retrain(
     config: RetrainConfig, *, progress: bool = True, arguments: Sequence[str] | None = None

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 from fastnas._command import clear_errors, explicit_resume, flag_value, rank
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.search import SearchConfig, read_config, run_search
 from fastnas.search.table import ranks
 
-DESCRIPTION = """Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
-small DARTS supernet. Prints the genotype it found and where the run is."""
+DESCRIPTION = f"""Differentiable architecture search. Without arguments: iDARTS on scikit-learn's digits with a
+small DARTS supernet. Prints the genotype it found and where the run is. {IMPORT_HELP}"""
 
 
 @clear_errors()
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
     typed = sys.argv[1:] if arguments is None else arguments
-    arguments = explicit_resume(typed)
+    arguments = explicit_resume(take_imports(typed))
     config = tyro.cli(
         SearchConfig,
         prog="python -m fastnas.search",

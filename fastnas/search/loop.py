@@ -59,6 +59,11 @@ class SearchResult:
     stop: Stop | None = None
     table: Table | None = None
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import search_html
+
+        return search_html(self)
+
 
 def run_search(
     config: SearchConfig, *, progress: bool = True, arguments: Sequence[str] | None = None
