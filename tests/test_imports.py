@@ -12,6 +12,8 @@ from fastnas import FastnasError
 from fastnas._imports import check_imports, import_flags, import_user_code, imports_recorded, take_imports
 from fastnas.audit.__main__ import main as audit
 from fastnas.describe.__main__ import main as describe
+from fastnas.drawing import cell_svg
+from fastnas.report import page, read_run
 from fastnas.retrain.__main__ import main as retrain
 from fastnas.search.__main__ import main as search
 from fastnas.search.folder import RunFolder
@@ -209,3 +211,15 @@ def test_what_a_run_says_is_only_told(there, imports):
         FastnasError, match=r"needs gate, mine, .* add --import './os; rm.py' if you trust that file"
     ):
         check_imports(there, {"imports": [wanted]})
+
+
+def test_a_report_draws_it_without_its_code(there):
+    run = read_run(Path("run"))
+    assert not run.notes
+    assert {alpha.primitives for alpha in run.space.alphas} == {("none", "skip_connect", "gate")}
+    cells = [cell_svg(graph, ident="x") for graph in run.genotype.graphs()]
+    assert "op-gate" in cells[0] + cells[1]
+    assert "gate" in page([run])
+    assert not OWN_PRIMITIVES
+    with pytest.raises(FastnasError, match="unknown primitive 'gate'"):
+        find_genotype("run")  # the name is known while a report is read, and no longer
