@@ -11,8 +11,8 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from fastnas._terminal import size_of, wrapped
 from fastnas._version import __version__
 from fastnas.audit.config import AuditConfig, Plan
 from fastnas.audit.cost import Cost, expected_cost
@@ -33,6 +33,7 @@ from fastnas.bilevel import agreement, radius_sweep, recommended_radius
 from fastnas.bilevel.radius import RadiusRow
 from fastnas.doctor import check_first_use
 from fastnas.doctor.environment import environment
+from fastnas.runs.progress import Progress, say
 from fastnas.search.engine import device_of
 
 FORMAT = "fastnas-audit-1"
@@ -80,7 +81,7 @@ def audit(config: AuditConfig, *, progress: bool = False) -> dict[str, Any]:
     )
 
 
-def _measure(config: AuditConfig, state: State, plan: Plan, bar: tqdm[Any]) -> dict[str, Any]:
+def _measure(config: AuditConfig, state: State, plan: Plan, bar: Progress) -> dict[str, Any]:
     products = state.search.step.settings.products
     bar.set_description("differences")
     v, _ = state.problem.val_grads()
@@ -126,11 +127,16 @@ def _measure(config: AuditConfig, state: State, plan: Plan, bar: tqdm[Any]) -> d
 
 
 @contextmanager
-def _bar(cost: Cost, meter: Meter, progress: bool) -> Iterator[tqdm[Any]]:
+def _bar(cost: Cost, meter: Meter, progress: bool) -> Iterator[Progress]:
     if progress:
-        print(f"audit: {cost}", file=sys.stderr, flush=True)
-    with tqdm(total=cost.calls, unit="call", dynamic_ncols=True, disable=None if progress else True) as bar:
-        meter.tick = bar.update
+        say(wrapped(f"audit: {cost}", size_of(sys.stderr).columns, "  "), sys.stderr)
+    with Progress(cost.calls, cost.calls, unit="call", shown=progress) as bar:
+
+        def tick() -> None:
+            if bar.update():
+                bar.refresh()
+
+        meter.tick = tick
         yield bar
         meter.tick = lambda: None
 

@@ -134,8 +134,8 @@ class Growth:
         first, second = curvature / (2 * gamma * before**2), (hessian_norm / before) ** 2
         if first > 0:
             cause = (
-                f"if the Hessian has no negative eigenvalues, gamma = {gamma:.3g} is more than 2/lambda_max, "
-                f"lambda_max being at least {second / first:.3g}"
+                f"unless H has negative eigenvalues, gamma = {gamma:.3g} is more than 2/lambda_max, lambda_max being "
+                f"at least {second / first:.3g}"
             )
             advice = f"a gamma below {2 * first / second:.2g}"
         else:
@@ -144,8 +144,8 @@ class Growth:
             advice = f"{estimator}damping above {(self._damping or 0) - first:.2g}"
         growth = f"|V_k| grew {_times(rows[k][1] / rows[k][0])} times from V_{k} to V_{k + 1}"
         return (
-            f"{self._where}: {growth}: {cause}; the series was cut behind V_{k}; take {advice}, fewer terms, or, "
-            "if these were differences across kinks, exact products"
+            f"{self._where}: {growth}: {cause}; the series was cut behind V_{k}; take {advice}, fewer terms or exact "
+            "products"
         )
 
 

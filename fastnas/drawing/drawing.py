@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 
 from torch import Tensor
 
-from fastnas.drawing.layout import Layout, short
-from fastnas.drawing.svg import content, layout_of, style, svg
+from fastnas.drawing.layout import Layout, layout_of, short
+from fastnas.drawing.svg import content, style, svg
 from fastnas.drawing.weights import Weights, no_weights, weights_of
 from fastnas.drawing.words import in_words
 from fastnas.errors import FastnasError
@@ -60,13 +60,11 @@ class Drawing:
         )
         for part in self.parts:
             drawn = content(part.graph, part.weights, part.layout)
-            heading = (
-                f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(short(part.heading))}</text>'
-            )
+            heading = f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(part.heading)}</text>'
             inside.append(f'<g transform="translate({part.x:g} {part.y:g})">\n{heading}\n{drawn}</g>')
         words = " ".join(f"{part.heading}: {in_words(part.graph, part.weights)}" for part in self.parts)
         title = f"cells: {', '.join(part.heading for part in self.parts)}"
-        ident = "cells-" + hashlib.sha256(words.encode(errors="replace")).hexdigest()[:8]
+        ident = "cells-" + hashlib.sha256(words.encode()).hexdigest()[:8]
         whole = svg(self.width, self.height, "\n".join([*inside, ""]), ident=ident, title=title, words=words)
         return whole.replace('class="cell-drawing"', 'class="cell-drawing alone"', 1)
 
@@ -90,8 +88,9 @@ class Drawing:
 
         try:
             write_atomically(path, data)
-        except OSError as error:
-            raise FastnasError(f"the drawing {path} cannot be written: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a NUL in the name is the latter
+            reason = getattr(error, "strerror", None) or error
+            raise FastnasError(f"the drawing {path} cannot be written: {reason}") from None
         return path
 
     @cached_property
@@ -121,7 +120,7 @@ class Drawing:
         for i in range(1, len(self.graphs) + 1):
             if i < len(self.graphs) and self._like(i) == self._like(begun):
                 continue
-            first, last = self.graphs[begun].name, self.graphs[i - 1].name
+            first, last = short(self.graphs[begun].name), short(self.graphs[i - 1].name)
             yield (first if first == last else f"{first} to {last}"), self.graphs[begun], self.weights[begun]
             begun = i
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from fastnas.drawing.layout import (
     CHARACTER,
@@ -13,8 +13,9 @@ from fastnas.drawing.layout import (
     Curve,
     Layout,
     Point,
+    columns,
     label_text,
-    laid_out,
+    layout_of,
     short,
 )
 from fastnas.drawing.palette import DARK, KINDS, LIGHT, css_name, kind_of, stroke_width
@@ -86,16 +87,9 @@ def cell_svg(graph: Graph, weights: Weights | None = None, *, ident: str, portra
     )
 
 
-def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
-    """The layout of ``graph``, which depends on what is weighed, but not on how much."""
-    return laid_out(
-        graph, *(tuple(w is not None for w in ws) for ws in (weights.edges, weights.nodes)), portrait
-    )
-
-
 def svg(width: float, height: float, inside: str, *, ident: str, title: str, words: str) -> str:
     """The ``<svg>`` around ``inside``, named by ``title`` and described by ``words``."""
-    name = quoteattr(ident)[1:-1]
+    name = css_name(ident)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="cell-drawing" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img" aria-labelledby="{name}-title {name}-desc">\n'
@@ -199,8 +193,8 @@ def _text(box: Box, label: str, weight: float | None, size: float, what: str, in
     if weight is not None:
         text += " " if text else ""
         text += f'<tspan class="cell-weight" data-{what}="{index}" font-weight="700">{weight:.2f}</tspan>'
-    # As wide as the layout took it to be, in a font that is wider than most, too.
-    room = len(label_text(label, weight)) * CHARACTER * size
+    # Other fonts write what is not ASCII: as wide as the layout took it to be.
+    room = columns(label_text(label, weight)) * CHARACTER * size
     fit = f' textLength="{room:.1f}" lengthAdjust="spacingAndGlyphs"' if not label.isascii() else ""
     return (
         f'<text x="{box.x:g}" y="{box.y + 0.35 * size:.1f}" font-family="monospace" font-size="{size:g}" '

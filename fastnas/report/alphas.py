@@ -63,7 +63,7 @@ def _history(run: Run, name: str) -> History:
     epochs = tuple(
         e for e in sorted(run.alphas) if name in run.alphas[e] and run.alphas[e][name].shape == shape
     )
-    weights = torch.stack([run.alphas[epoch][name].softmax(-1) for epoch in epochs]).numpy()
+    weights = torch.stack([run.alphas[epoch][name] for epoch in epochs]).softmax(-1).numpy()
     rows, columns, primitives = _labels(run.space, name, *shape)
     return History(name, rows, columns, primitives, epochs, weights)
 

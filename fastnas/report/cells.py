@@ -107,7 +107,7 @@ def _worded(svg: str, words: str) -> str:
 def _drawn(run: Run, epoch: int, genotype: AnyGenotype | None) -> list[Drawn]:
     if genotype is None:
         return []
-    graphs: Sequence[Graph] = _graphs(genotype)
+    graphs = genotype.graphs()
     weights: Sequence[Weights | None] = [None] * len(graphs)
     if run.space is not None and epoch in run.alphas:
         with suppress(
@@ -115,11 +115,6 @@ def _drawn(run: Run, epoch: int, genotype: AnyGenotype | None) -> list[Drawn]:
         ):  # a genotype that these alphas do not give
             weights = weights_of(run.space, genotype, run.alphas[epoch])
     return [Drawn(graph, of) for graph, of in zip(graphs, weights, strict=True)]
-
-
-def _graphs(genotype: AnyGenotype) -> tuple[Graph, ...]:
-    """The order in which people name them, normal before reduction."""
-    return tuple(reversed(genotype.graphs()))
 
 
 def _edges(genotype: AnyGenotype) -> list[str]:

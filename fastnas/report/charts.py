@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 22, 34
+HEAT_WIDTH, HEAT_LEFT = 560, 152
 ROW = 13  # pixels of a row of a heat map
 COLOURS = 8  # of curves, --c0 to --c7
 MARKED = 40  # points up to which each is marked
+LEAST_SPAN = 0.01  # of an axis, relative to the values on it
 DECADES = 100  # the ratio from which a scale is logarithmic
 ACCENT = (0x2F, 0x7F, 0xD1)  # of heat maps, as opaque as the weight: it reads on light and on dark paper
 _RC: Any = {
@@ -72,6 +74,8 @@ class Chart:
         stacked: their values are shares, filled from 0 to 1.
         text: how a value is written, a format.
         about: what it means, in a sentence.
+        from_zero: its axis begins there.
+        may_be_log: its axis is logarithmic where the values span decades.
     """
 
     name: str
@@ -82,6 +86,8 @@ class Chart:
     stacked: bool = False
     text: str = "{:.4g}"
     about: str = ""
+    from_zero: bool = False
+    may_be_log: bool = False
 
     def written(self, value: float | None) -> str:
         """A value of it."""
@@ -134,11 +140,11 @@ class Painter:
     def heat_map(self, history: History, ident: str) -> str:
         """The weights of an architecture parameter over the epochs as one ``<svg>``: a row an option of a row of it."""
         options = [(r, c) for r, row in enumerate(history.columns) for c, name in enumerate(row) if name]
-        left, height = 170, TOP + BOTTOM + ROW * len(options)
+        left, height = HEAT_LEFT, TOP + BOTTOM + ROW * len(options)
         low, high = history.epochs[0] - 0.5, history.epochs[-1] + 0.5
         colours = _Colours()
         with matplotlib.rc_context(_RC):
-            axes = self._axes(2 * WIDTH, height, colours, len(history.epochs), left)
+            axes = self._axes(HEAT_WIDTH, height, colours, len(history.epochs), left)
             axes.imshow(
                 _pixels(history, options),
                 interpolation="none",
@@ -154,7 +160,7 @@ class Painter:
         labels = _row_labels(history, options, left)
         words = _heat_words(history, options)
         title = f"Softmax weights of {history.name}"
-        return _svg(drawn + labels, ident, 2 * WIDTH, height, left, (low, high), title, words)
+        return _svg(drawn + labels, ident, HEAT_WIDTH, height, left, (low, high), title, words)
 
     def _axes(self, width: int, height: int, colours: _Colours, epochs: int, left: int = LEFT) -> Axes:
         self._figure.clear()
@@ -200,7 +206,8 @@ class _Colours:
 
 def _lines(axes: Axes, chart: Chart, colours: _Colours) -> None:
     values = [v for curve in chart.curves for v in (*curve.values, *curve.low, *curve.high) if v is not None]
-    _scale(axes, values)
+    if chart.may_be_log:
+        _scale(axes, values)
     for curve in chart.curves:
         x, y = _known(chart.epochs, curve.values)
         colour = colours(curve.colour)
@@ -220,9 +227,19 @@ def _lines(axes: Axes, chart: Chart, colours: _Colours) -> None:
     if axes.get_yscale() == "linear":
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         axes.yaxis.set_major_formatter(_tick)
-        low, high = axes.get_ylim()
-        if low < 0 <= min(values, default=0.0):
-            axes.set_ylim(0, high)
+        axes.set_ylim(*_room(axes.get_ylim(), values, from_zero=chart.from_zero))
+
+
+def _room(ends: tuple[float, float], values: Sequence[float], *, from_zero: bool) -> tuple[float, float]:
+    """Ends of a linear axis: a line that hardly moves looks like one, and nothing below zero where no value is."""
+    low, high = ends
+    least = LEAST_SPAN * max(map(abs, values), default=1.0) or 1.0
+    if high - low < least:
+        middle = (low + high) / 2
+        low, high = middle - least / 2, middle + least / 2
+    if min(values, default=0.0) >= 0 and (low < 0 or from_zero):
+        low = 0.0
+    return low, high
 
 
 def _stack(axes: Axes, chart: Chart, colours: _Colours) -> None:
@@ -272,12 +289,13 @@ def _ends(epochs: Sequence[int]) -> tuple[float, float]:
 
 
 def _pixels(history: History, options: Sequence[tuple[int, int]]) -> np.ndarray:
-    """(options, epochs, RGBA), opaque in proportion to the weight; epochs without alphas are clear."""
+    """(options, epochs, RGBA): clear at the least weight, opaque at the most; clear where there are no alphas."""
     columns = np.asarray(history.epochs) - history.epochs[0]
     image = np.zeros((len(options), columns[-1] + 1, 4), np.uint8)
     image[..., :3] = ACCENT
     weights = np.stack([history.weights[:, r, c] for r, c in options])
-    image[:, columns, 3] = np.rint(255 * weights / weights.max())
+    low, high = weights.min(), weights.max()
+    image[:, columns, 3] = np.rint(255 * (weights - low) / (high - low if high > low else 1.0))
     return image
 
 

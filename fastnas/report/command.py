@@ -13,7 +13,9 @@ from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 from fastnas.report.page import GENERATOR, page
 from fastnas.report.read import runs_of
+from fastnas.report.server import serve
 from fastnas.runs.files import write_atomically
+from fastnas.runs.live import LOOPBACK
 
 DESCRIPTION = """A report of a search or a retraining as one HTML file that needs no network: cells over the epochs,
 curves, alpha, configuration. Of several runs, a comparison. What each chart means: docs/guide/report.md.
@@ -29,6 +31,12 @@ class ReportConfig:
     """Folders of runs; a sweep's stands for its searches."""
     out: Path | None = None
     """The file; None: report.html in the folder of the run, or here if there are several."""
+    serve: bool = False
+    """Instead of writing a file, show the report in a browser while the runs go on, until Ctrl-C."""
+    host: str = LOOPBACK
+    """Address to listen on with --serve."""
+    port: int = 0
+    """Port to listen on; 0: any that is free."""
 
 
 def write_report(paths: Sequence[str | Path], out: str | Path | None = None) -> Path:
@@ -86,4 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
         args=take_imports(sys.argv[1:] if arguments is None else arguments),
         config=(tyro.conf.PositionalRequiredArgs,),
     )
+    if config.serve:
+        if config.out is not None:
+            raise FastnasError("--serve shows the report and writes no file: leave out --out, or --serve")
+        return serve(config.runs, config.host, config.port)
     print(f"report:   {write_report(config.runs, config.out)}")

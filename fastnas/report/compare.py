@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,18 @@ from fastnas.spaces.genotype import Graph
 
 # What does not make another experiment.
 SAME = frozenset(
-    {*PLACE, "seed", "checkpoint_seconds", "detect_anomaly", "graphs", "data", "table", "workers"}
+    {
+        *PLACE,
+        "seed",
+        "checkpoint_seconds",
+        "detect_anomaly",
+        "graphs",
+        "data",
+        "table",
+        "workers",
+        "recompute",
+    }
+    | {"audit_every", "spectrum_every", "live", "tensorboard", "quiet"}
 )
 _FIRST = ("kind", "space", "dataset", "method")  # options that say most about a group
 
@@ -128,7 +139,7 @@ def compared(groups: Sequence[Group], charts: Mapping[str, Sequence[Chart]]) -> 
         )
         title = f"{chart.title}: {label}" if name in several else chart.title
         ident = f"{name}-{len(found)}"
-        found.append(Chart(ident, title, chart.unit, epochs, lines, text=chart.text, about=chart.about))
+        found.append(replace(chart, name=ident, title=title, epochs=epochs, curves=lines))
     return found
 
 
@@ -163,9 +174,7 @@ def _band(
 def agreements(runs: Sequence[Run]) -> list[Agreement]:
     """Of each cell that all these runs have, which edges and primitives they agree on."""
     graphs = [
-        {graph.name: graph for graph in reversed(run.genotype.graphs())}
-        for run in runs
-        if run.genotype is not None
+        {graph.name: graph for graph in run.genotype.graphs()} for run in runs if run.genotype is not None
     ]
     names = [name for name in (graphs[0] if graphs else {}) if all(name in of for of in graphs)]
     return [_agreement(name, [of[name] for of in graphs]) for name in names]
@@ -207,12 +216,18 @@ def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _consensus(name: str, graphs: Sequence[Graph]) -> tuple[Graph | None, Weights | None]:
-    """What more than half have; without a state that nothing enters or leaves it could not be drawn, so all stay."""
+    """What more than half have, and the states between; None where the runs' states differ, or nothing is common."""
     if len({graph.labels for graph in graphs}) > 1:
         return None, None
     edges = list(dict.fromkeys(edge for graph in graphs for edge in graph.edges))
     shares = {edge: sum(edge in graph.edges for graph in graphs) / len(graphs) for edge in edges}
     kept = tuple(sorted((edge for edge in edges if shares[edge] > 0.5), key=lambda edge: (edge[1], edge[0])))
-    graph = Graph(name, graphs[0].labels, kept)
+    named = {state for source, target, op in kept if op for state in (source, target)}
+    kept = tuple(edge for edge in kept if edge[2] or edge[0] in named)
+    if not named:
+        return None, None
+    states = sorted({state for source, target, _ in kept for state in (source, target)})
+    labels = tuple(graphs[0].labels[state] for state in states)
+    graph = Graph(name, labels, tuple((states.index(a), states.index(b), op) for a, b, op in kept))
     weights = tuple(shares[edge] if edge[2] else None for edge in kept)
-    return graph, Weights(weights, (None,) * len(graph.labels))
+    return graph, Weights(weights, (None,) * len(labels))

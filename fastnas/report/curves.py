@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -44,6 +45,8 @@ LEARNING, ARCHITECTURE, HYPERGRADIENT, COST = (
     "Hypergradient and curvature",
     "Time and memory",
 )
+FROM_ZERO = ("warnings", "seconds", "throughput", "drop-path")
+MAY_BE_LOG = ("perplexity", "hypergradient", "audit-error", "hessian", "alpha-hessian")
 GROUPS = (LEARNING, ARCHITECTURE, HYPERGRADIENT, COST)
 
 
@@ -129,7 +132,15 @@ def planned(plan: Plan, run: Run) -> Chart | None:
     if not curves or (plan.name == "warnings" and not any(curves[0].values)):
         return None
     return Chart(
-        plan.name, plan.title, plan.unit, run.epochs, tuple(curves), text=plan.text, about=plan.about
+        plan.name,
+        plan.title,
+        plan.unit,
+        run.epochs,
+        tuple(curves),
+        text=plan.text,
+        about=plan.about,
+        from_zero=plan.name in FROM_ZERO,
+        may_be_log=plan.name in MAY_BE_LOG,
     )
 
 
@@ -186,7 +197,7 @@ def _with_entropies(chart: Chart, found: Sequence[History]) -> Chart:
         curves.append(
             Curve(name, tuple(by_epoch.get(e) for e in chart.epochs), f"c{len(curves)}", dashed=True)
         )
-    return Chart(**{**vars(chart), "curves": tuple(curves)})
+    return replace(chart, curves=tuple(curves))
 
 
 def _stacked(

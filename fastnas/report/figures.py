@@ -52,25 +52,24 @@ def judged(run: Run) -> tuple[str, Row, Row] | None:
     return None
 
 
-def head_of(run: Run) -> dict[str, str]:
-    """What stands above all else."""
+def head_of(run: Run) -> dict[str, tuple[str, str]]:
+    """What stands above all else, with what is to be added to it."""
     config, epochs = run.config, run.config.get("epochs")
-    found = {"space": str(config.get("space") or "–")}
-    found |= (
-        {"method": str(config["method"])} if "method" in config else {"recipe": str(config.get("recipe"))}
-    )
-    found["data set"] = str(config.get("dataset"))
+    found = {"space": (str(config.get("space") or "–"), "")}
+    deciding = "method" if run.kind == "search" else "recipe"
+    found[deciding] = str(config.get(deciding) or "–"), ""
+    found["data set"] = str(config.get("dataset") or "–"), ""
     done = run.epochs[-1] if run.rows else 0
-    found["epochs"] = f"{done} of {epochs}" if type(epochs) is int and epochs != done else str(done)
+    found["epochs"] = str(done), f"of {epochs}" if type(epochs) is int and epochs != done else ""
     judge = judged(run)
     if judge is not None:
         entry, best, last = judge
         label, text, factor = READOUT[entry]
-        found[f"best {label}"] = f"{text.format(factor * best[entry])} (epoch {best['epoch']})"
-        found[f"last {label}"] = text.format(factor * last[entry])
+        found[f"best {label}"] = text.format(factor * best[entry]), f"epoch {best['epoch']}"
+        found[f"last {label}"] = text.format(factor * last[entry]), ""
     seconds = [s for s in run.values("seconds") if s is not None]
     if seconds:
-        found["time"] = duration(sum(seconds))
+        found["time"] = duration(sum(seconds)), ""
     return found
 
 

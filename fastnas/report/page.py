@@ -134,7 +134,7 @@ def _section(of: Shown, painter: Painter, *, whole: bool) -> dict[str, Any]:
         "ident": of.ident,
         "name": run.name,
         "path": str(run.path),
-        "kind": run.kind,
+        "said": "search" if run.kind == "search" else "retraining",
         "head": head_of(run),
         "notes": run.notes,
         "readout": readout_of(run, -1) if run.rows else {},
@@ -201,7 +201,8 @@ def _heat_map(of: Shown, i: int, history: History, painter: Painter) -> dict[str
         "name": history.name,
         "ident": f"{of.ident}-heat-{i}",
         "svg": Markup(painter.heat_map(history, f"{of.ident}-heat-{i}")),
-        "most": f"{history.weights.max():.2f}",
+        "least": f"{history.weights.min():.3g}",
+        "most": f"{history.weights.max():.3g}",
     }
 
 
@@ -261,7 +262,7 @@ def _numbers(weights: Weights) -> list[list[float | None]]:
 def _packed(payload: Mapping[str, Any]) -> str:
     """JSON that ``DecompressionStream`` unpacks: a thousand drawings have much in common."""
     text = json.dumps(payload, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return base64.b64encode(zlib.compress(text.encode(), 6)).decode()
 
 
 def _comparison(shown: Sequence[Shown], painter: Painter) -> dict[str, Any]:
@@ -325,5 +326,7 @@ def _spread(runs: Sequence[Run]) -> dict[str, str]:
     for name, values in found.items():
         (mean,), (spread,) = statistics([[value for value, _ in values]])
         text = values[0][1]
-        shown[name] = text.format(mean) + ("" if spread is None else f" ± {text.format(spread)}")
+        shown[name] = text.format(mean) + (
+            "" if spread is None or name == "epochs" else f" ± {text.format(spread)}"
+        )
     return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -184,13 +184,7 @@ def _folders(path: Path) -> list[Path]:
 def _named(runs: list[Run]) -> list[Run]:
     """The same, names that are there twice made longer by the folder above."""
     names = [run.name for run in runs]
-    return [
-        Run(**{**_fields(run), "name": str(run.path)}) if names.count(run.name) > 1 else run for run in runs
-    ]
-
-
-def _fields(run: Run) -> dict[str, Any]:
-    return {name: getattr(run, name) for name in Run.__dataclass_fields__}
+    return [replace(run, name=str(run.path)) if names.count(run.name) > 1 else run for run in runs]
 
 
 def _rows(file: Path, notes: list[str]) -> Iterator[Row]:

@@ -150,12 +150,13 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].removesuffix("/").encode("utf-8", "surrogatepass")
         if not hmac.compare_digest(path, f"/{self.server.secret}".encode()):
             return self._answer(404)
+        ended = self.server.ended  # before the page is made, which is then the last one
         try:
-            page = self.server.newest.page(now=self.server.ended)
+            page = self.server.newest.page(now=ended)
         except (FastnasError, OSError) as error:
             return self._answer(503, f"{error}\n".encode())
         self.server.asked = time.monotonic()
-        more = {"ETag": page.etag, **({ENDED: "1"} if self.server.ended else {})}
+        more = {"ETag": page.etag, **({ENDED: "1"} if ended else {})}
         if page.etag in self.headers.get("If-None-Match", ""):
             return self._answer(304, more=more)
         packed = "gzip" in self.headers.get("Accept-Encoding", "")

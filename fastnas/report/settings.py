@@ -40,10 +40,10 @@ def options_of(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     chosen = {
         name: value
         for name, value in run.config.items()
-        if name not in PLACE and (name in told or value != defaults.get(name))
+        if name not in ("seed", *PLACE) and (name in told or value != defaults.get(name))
     }
     first = {name: chosen[name] for name in told if chosen.get(name) is not None}
-    rest = {name: value for name, value in run.config.items() if name not in (*PLACE, *chosen)}
+    rest = {name: value for name, value in run.config.items() if name not in ("seed", *PLACE, *chosen)}
     return {**first, **{name: chosen[name] for name in sorted(set(chosen) - set(told))}}, rest
 
 

@@ -225,13 +225,13 @@ class ImageTrainer:
     def _zero(self, dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
 
-    def line(self, row: Mapping[str, Any]) -> str:
-        """The row in one line for people."""
-        return (
-            f"train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
-            f"test loss {row['test_loss']:.3f} acc {100 * row['test_accuracy']:.2f}%  "
-            f"{row['images_per_second']:.0f} img/s"
-        )
+    def line(self, row: Mapping[str, Any]) -> list[str]:
+        """The row for people, phrase by phrase."""
+        return [
+            f"train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%",
+            f"test loss {row['test_loss']:.3f} acc {100 * row['test_accuracy']:.2f}%",
+            f"{row['images_per_second']:.0f} img/s",
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, running statistics and momentum, live."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
@@ -22,6 +21,7 @@ from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_sta
 from fastnas.runs.deterministic import deterministic
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
@@ -137,7 +137,7 @@ def _taken_up(
     if state is None:
         return []
     if progress and (sentence := other_ranks(state, ranks)):
-        tqdm.write(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     whole = state
     state = ranks.agreed(lambda: own_part(whole, ranks))
     put_back(str(folder.path), state.tensors, trainer.tensors())
@@ -186,17 +186,10 @@ def _epochs(
             folder.checkpoints.write(state, options)
 
     saving = Saving(save, interrupt, config.run.checkpoint_seconds)
-    board = Board(config.watch.tensorboard and ranks.is_first, folder.path, config, rows)
+    seen = len(rows) * size + (trainer.tally.seen if trainer.tally else 0)
     with (
-        board,
-        tqdm(
-            total=epochs * size,
-            initial=len(rows) * size + (trainer.tally.seen if trainer.tally else 0),
-            unit=trainer.unit,
-            dynamic_ncols=True,
-            # None: no bar where the output is no terminal, but a row an epoch still.
-            disable=None if progress else True,
-        ) as bar,
+        Board(config.watch.tensorboard and ranks.is_first, folder.path, config, rows) as board,
+        Progress(epochs * size, size, initial=seen, unit=trainer.unit, shown=progress) as bar,
     ):
         for epoch in range(len(rows) + 1, epochs + 1):
             bar.set_description(f"epoch {epoch}/{epochs}")
@@ -207,10 +200,7 @@ def _epochs(
                 folder.add_row(row)
                 board.add(row)
             saving.now()
-            if progress:
-                tqdm.write(
-                    f"epoch {epoch}/{epochs}  {trainer.line(row)}  {row['seconds']:.1f} s", file=sys.stdout
-                )
+            bar.tell([f"epoch {epoch}/{epochs}", *trainer.line(row), f"{row['seconds']:.1f} s"])
         interrupt.check()
         board.close(rows[-1] if rows else None)
 

@@ -236,13 +236,15 @@ class TextTrainer:
         finally:
             w.copy_(saved)
 
-    def line(self, row: Mapping[str, Any]) -> str:
-        """The row in one line for people."""
-        mean = "  mean of weights" if row["averaged_steps"] else ""
-        return (
-            f"train loss {row['train_loss']:.3f}  val perplexity {row['val_perplexity']:.2f}  "
-            f"test perplexity {row['test_perplexity']:.2f}  {row['words_per_second']:.0f} words/s{mean}"
-        )
+    def line(self, row: Mapping[str, Any]) -> list[str]:
+        """The row for people, phrase by phrase."""
+        return [
+            f"train loss {row['train_loss']:.3f}",
+            f"val perplexity {row['val_perplexity']:.2f}",
+            f"test perplexity {row['test_perplexity']:.2f}",
+            f"{row['words_per_second']:.0f} words/s",
+            *(["mean of weights"] if row["averaged_steps"] else []),
+        ]
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, their mean, the best of them, the losses so far and the momentum, live."""

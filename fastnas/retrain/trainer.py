@@ -94,8 +94,8 @@ class Trainer(Protocol):
         """
         ...
 
-    def line(self, row: Mapping[str, Any]) -> str:
-        """The row in one line for people, without its epoch's number."""
+    def line(self, row: Mapping[str, Any]) -> list[str]:
+        """The row for people, phrase by phrase, without its epoch's number."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from fastnas._imports import check_imports, import_text, imported, imports_recorded
 from fastnas._paths import user_path
@@ -26,6 +25,7 @@ from fastnas.runs.files import PART, naming, remove_parts, write_atomically
 from fastnas.runs.first_version import read_first_version
 from fastnas.runs.interrupt import stopped
 from fastnas.runs.options import Configured, Options
+from fastnas.runs.progress import say
 
 LOCK = ".lock"
 CONFIG = "config.json"
@@ -137,7 +137,7 @@ class Folder:
         Raises:
             FastnasError: none is whole, or they are of another configuration.
         """
-        found = self.checkpoints.newest(config, lambda sentence: tqdm.write(sentence, file=sys.stderr))
+        found = self.checkpoints.newest(config, lambda sentence: say(sentence, sys.stderr))
         return found or read_first_version(self.path, self.KIND, config, self.ROW)
 
     def taken_up(self, config: Options) -> State | None:
@@ -161,7 +161,7 @@ class Folder:
                 f"{self.metrics_file} tells of {epochs} epochs, but {self.checkpoints.folder} holds no checkpoint: put "
                 "it back, or start again in another --out"
             )
-        tqdm.write("there is no checkpoint yet: the run begins anew", file=sys.stderr)
+        say("there is no checkpoint yet: the run begins anew", sys.stderr)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Writes an epoch's row behind the others."""

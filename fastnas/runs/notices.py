@@ -1,16 +1,18 @@
-"""What the steps of an epoch noticed, said once an epoch and counted."""
+"""What the steps of an epoch noticed: each kind of sentence is said once a run, and steps are counted."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from tqdm import tqdm
 
+from fastnas._terminal import size_of, wrapped
 from fastnas.bilevel import NotFiniteError, Watch
+from fastnas.runs.progress import say
 
 
 class Notices:
@@ -21,16 +23,24 @@ class Notices:
         device: of the run.
         steps: of the epoch, done before.
         count: of them, those whose estimator noticed something.
-        say: whether the first sentence is written on the standard error.
+        say: whether sentences are written on the standard error.
+        said: kinds of sentences that the run has said so far; its epochs share it.
 
     Attributes:
         count: steps so far whose estimator noticed something.
     """
 
     def __init__(
-        self, epoch: int, device: torch.device, steps: int = 0, count: int = 0, say: bool = True
+        self,
+        epoch: int,
+        device: torch.device,
+        steps: int = 0,
+        count: int = 0,
+        say: bool = True,
+        said: set[str] | None = None,
     ) -> None:
         self.epoch, self.count = epoch, count
+        self._said: set[str] = set() if said is None else said
         self._behind = 1 if device.type == "cuda" else 0
         self._unread: deque[tuple[int, Watch]] = deque()
         self._steps, self._say = steps, say
@@ -73,6 +83,20 @@ class Notices:
                 sentences = watch.sentences()
             except NotFiniteError as error:
                 raise NotFiniteError(f"{where}: {error}") from None
-            if sentences and not self.count and self._say:
-                tqdm.write(f"{where}: {sentences[0]}", file=sys.stderr)
+            for sentence in sentences:
+                self._tell(f"{where}: {sentence}", _kind(sentence))
             self.count += bool(sentences)
+
+    def _tell(self, sentence: str, kind: str) -> None:
+        if self._say and kind not in self._said:
+            say(wrapped(sentence, size_of(sys.stderr).columns, "  "), sys.stderr)
+        self._said.add(kind)
+
+
+def _kind(sentence: str) -> str:
+    """A sentence without its numbers.
+
+    >>> _kind("|V_k| grew 1.5e-3 times") == _kind("|V_k| grew 20 times")
+    True
+    """
+    return re.sub(r"-?\d[\d.]*(e[+-]?\d+)?", "#", sentence)

@@ -65,9 +65,9 @@ def observed(rule: EarlyStop | None, row: Mapping[str, Any]) -> Stop | None:
     return None if rule is None or eigenvalue is None else rule.observe(row["epoch"], eigenvalue)
 
 
-def ends_shown(row: Mapping[str, Any]) -> str:
-    """A row's figures for the line of its epoch; empty where nothing was measured."""
+def ends_shown(row: Mapping[str, Any]) -> list[str]:
+    """A row's figures for the line of its epoch, phrase by phrase; empty where nothing was measured."""
     if row.get(CURVATURE[0]) is None:
-        return ""
+        return []
     w, alpha = (f"{row[f'{name}_lambda_min']:.2g} to {row[f'{name}_lambda_max']:.2g}" for name in OPERATORS)
-    return f"Hessian of w {w}, of alpha {alpha}  "
+    return [f"Hessian of w {w}", f"of alpha {alpha}"]

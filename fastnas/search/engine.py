@@ -88,7 +88,13 @@ class Search:
         self.done = 0
         self.tally: Tally | None = None
         self.shown: dict[str, str] = {}  # of the epoch before, for the progress bar
+        self._said: set[str] = set()  # by the notices of all epochs
         self.radius: float | None = None  # where it was measured
+
+    @property
+    def steps(self) -> int:
+        """Of alpha in an epoch."""
+        return math.ceil(len(self.train) / self.inner_steps)
 
     def genotype(self) -> AnyGenotype:
         """The discrete cells of the current alpha."""
@@ -151,10 +157,11 @@ class Search:
         tally, rate = self.tally, learning_rate(optimiser, epoch)
         bar.set_description(f"epoch {epoch}/{optimiser.epochs}")
         train, val = map(self.cast, self.train), map(self.cast, self.val.forever())
-        self.notices = Notices(epoch, self.device, tally.steps, tally.warnings, self.ranks.is_first)
+        self.notices = Notices(
+            epoch, self.device, tally.steps, tally.warnings, self.ranks.is_first, self._said
+        )
         batches: tuple[list[Batch], Batch] | None = None
-        steps = math.ceil(len(self.train) / self.inner_steps)
-        while tally.steps < steps:
+        while tally.steps < self.steps:
             self._between_steps(saving)
             batches = group, alpha_batch = list(islice(train, self.inner_steps)), next(val)
             with self.notices.naming():

@@ -150,9 +150,9 @@ class ImageTask:
         """What it shows of the epoch before."""
         return {"val acc": f"{100 * row['val_accuracy']:.1f}%"}
 
-    def line(self, row: dict[str, Any]) -> str:
+    def line(self, row: dict[str, Any]) -> list[str]:
         """Losses and accuracies of an epoch."""
-        return (
-            f"train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%  "
-            f"val loss {row['val_loss']:.3f} acc {100 * row['val_accuracy']:.1f}%"
-        )
+        return [
+            f"{split} loss {row[f'{split}_loss']:.3f} acc {100 * row[f'{split}_accuracy']:.1f}%"
+            for split in ("train", "val")
+        ]

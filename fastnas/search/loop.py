@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastnas.bilevel import NotFiniteError
 from fastnas.doctor import check_first_use
@@ -18,6 +17,7 @@ from fastnas.errors import FastnasError
 from fastnas.runs.deterministic import deterministic, unrestricted
 from fastnas.runs.interrupt import Interrupt, interrupt_flag
 from fastnas.runs.memory import memory_told
+from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
@@ -31,7 +31,6 @@ from fastnas.search.folder import RunFolder
 from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
 from fastnas.search.table import open_table, table_shown
-from fastnas.search.task import Task
 from fastnas.search.tensorboard import SearchBoard
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
@@ -142,7 +141,7 @@ def _measured(search: Search, folder: RunFolder, progress: bool) -> dict[str, fl
         ) from None
     search.take_radius(radius)
     if progress:
-        tqdm.write(f"difference radius {radius:g}, the nearest to the exact products here", file=sys.stdout)
+        say(f"difference radius {radius:g}, the nearest to the exact products here")
     return {"difference_radius": radius}
 
 
@@ -152,7 +151,7 @@ def _taken_up(search: Search, folder: RunFolder, progress: bool) -> list[dict[st
     if state is None:
         return []
     if progress and (sentence := other_ranks(state, search.ranks)):
-        tqdm.write(sentence, file=sys.stderr)
+        say(sentence, sys.stderr)
     search.ranks.agreed(lambda: search.take_up(state, str(folder.path)))
     return state.rows
 
@@ -190,17 +189,12 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
     stop: Stop | None = None
     for row in rows:
         stop = stop or observed(rule, row)
-    board = SearchBoard(search.config.watch.tensorboard and ranks.is_first, folder.path, search.config, rows)
+    seen = search.done * size + (search.tally.seen if search.tally else 0)
     with (
-        board,
-        tqdm(
-            total=epochs * size,
-            initial=search.done * size + (search.tally.seen if search.tally else 0),
-            unit=search.task.bar_unit,
-            dynamic_ncols=True,
-            # None: no bar where the output is no terminal, but a row an epoch still.
-            disable=None if progress else True,
-        ) as bar,
+        SearchBoard(
+            search.config.watch.tensorboard and ranks.is_first, folder.path, search.config, rows
+        ) as board,
+        Progress(epochs * size, size, initial=seen, unit=search.task.bar_unit, shown=progress) as bar,
     ):
         for epoch in range(search.done + 1, epochs + 1):
             if stop is not None:
@@ -214,19 +208,26 @@ def _epochs(search: Search, folder: RunFolder, rows: list[dict[str, Any]], progr
                 board.add_epoch(row, genotype, alphas)
             saving.now()
             stop = observed(rule, row)
-            if progress:
-                tqdm.write(_line(row, epochs, search.task), file=sys.stdout)
+            bar.tell(*_line(row, epochs, search))
         search.interrupt.check()
         if stop is not None and progress:
-            tqdm.write(str(stop), file=sys.stdout)
+            say(str(stop))
         board.close(rows[-1] if rows else None)
     return stop
 
 
-def _line(row: dict[str, Any], epochs: int, task: Task) -> str:
+def _line(row: dict[str, Any], epochs: int, search: Search) -> tuple[list[str], ...]:
+    """An epoch for people: the network, then the architecture, then what was asked for."""
+    steps, warned = search.steps, row["hypergradient_warnings"]
     return (
-        f"epoch {row['epoch']}/{epochs}  {task.line(row)}  "
-        f"entropy {row['alpha_entropy']:.3f}  skip {row['skip_share']:.2f}  "
-        f"|hypergradient| {row['hypergradient_norm']:.2g}  {ends_shown(row)}{row['seconds']:.1f} s"
-        f"{audit_line(row)}{table_shown(row)}"
+        [f"epoch {row['epoch']}/{epochs}", *search.task.line(row), f"{row['seconds']:.1f} s"],
+        [
+            f"entropy {row['alpha_entropy']:.3f}",
+            f"skip {row['skip_share']:.2f}",
+            f"|hypergradient| {row['hypergradient_norm']:.2g}",
+            *([f"warned {warned}/{steps} steps"] if warned else []),
+        ],
+        ends_shown(row),
+        audit_line(row),
+        table_shown(row),
     )

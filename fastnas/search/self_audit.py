@@ -125,13 +125,13 @@ def damping_for(spectrum: Ends) -> float:
     return below + max(below, spectrum.spectral_radius / WORST_CONDITION)
 
 
-def audit_line(row: dict[str, Any]) -> str:
-    """What an epoch's line says of its audit; empty without one."""
+def audit_line(row: dict[str, Any]) -> list[str]:
+    """What an epoch's line says of its audit, phrase by phrase; empty without one."""
     if row.get("audit_cosine") is None:
-        return ""
+        return []
     term = row["audit_term_cosine"]
     alone = "" if term is None else f" (second-order term {term:.3f})"
-    return f"  cosine {row['audit_cosine']:.3f}{alone} to {row['audit_against']}"
+    return [f"cosine {row['audit_cosine']:.3f}{alone}", f"to {row['audit_against']}"]
 
 
 def finite(value: float) -> float | None:

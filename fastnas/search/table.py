@@ -48,15 +48,15 @@ def table_entries(table: Table | None, genotype: AnyGenotype) -> dict[str, Any]:
     return {"table": found}
 
 
-def table_shown(row: Mapping[str, Any]) -> str:
-    """A row's figures for the line of its epoch, test accuracies and regrets; empty where no table was asked."""
+def table_shown(row: Mapping[str, Any]) -> list[str]:
+    """A row's test accuracies and regrets for its epoch's line, phrase by phrase; empty where no table was asked."""
     found = row.get("table")
     if not found:
-        return ""
+        return []
     shown = [
         f"{DATASETS[data]} {of['test']:.2f}% (regret {of['test_regret']:.2f})" for data, of in found.items()
     ]
-    return f"  table: test {', '.join(shown)}"
+    return [f"table: test {shown[0]}", *shown[1:]]
 
 
 def ranks(table: Table, genotype: AnyGenotype) -> str:

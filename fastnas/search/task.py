@@ -109,8 +109,8 @@ class Task(Protocol):
         """What it shows of the epoch before."""
         ...
 
-    def line(self, row: dict[str, Any]) -> str:
-        """The same of an epoch for its line."""
+    def line(self, row: dict[str, Any]) -> list[str]:
+        """The same of an epoch for its line, a phrase for each split."""
         ...
 
 

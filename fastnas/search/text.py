@@ -112,9 +112,9 @@ class TextTask:
         """What it shows of the epoch before."""
         return {"val perplexity": f"{row['val_perplexity']:.1f}"}
 
-    def line(self, row: dict[str, Any]) -> str:
+    def line(self, row: dict[str, Any]) -> list[str]:
         """Losses and perplexities of an epoch."""
-        return (
-            f"train loss {row['train_loss']:.3f} perplexity {row['train_perplexity']:.1f}  "
-            f"val loss {row['val_loss']:.3f} perplexity {row['val_perplexity']:.1f}"
-        )
+        return [
+            f"{split} loss {row[f'{split}_loss']:.3f} perplexity {row[f'{split}_perplexity']:.1f}"
+            for split in ("train", "val")
+        ]

@@ -70,7 +70,7 @@ def test_a_flag_once_up_stays_up():
     assert all(flags[first:])
     (sentence,) = said(growth)
     assert sentence.startswith("here: |V_k| grew ")
-    cause = "if the Hessian has no negative eigenvalues, gamma = 0.6 is more than 2/lambda_max"
+    cause = "unless H has negative eigenvalues, gamma = 0.6 is more than 2/lambda_max"
     assert f"from V_{first} to V_{first + 1}: {cause}" in sentence
     assert f"the series was cut behind V_{first}; take a gamma below 0.5," in sentence
 

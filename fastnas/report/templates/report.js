@@ -60,6 +60,18 @@
     if (run.weights[place][slot]) writeWeights(figure, run.weights[place][slot]);
   }
 
+  // As high as the highest that a cell ever was: what is below stays where it is when the slider moves.
+  function reserve(name, run) {
+    for (const figure of all(`.cell[data-run="${name}"]`)) {
+      const slot = Number(figure.dataset.slot);
+      const drawn = new Set(run.cells.map((cells) => cells[slot]).filter((drawing) => drawing !== null));
+      [".wide", ".narrow"].forEach((kind, i) => {
+        const heights = [...drawn].map((drawing) => Number(/ height="([\d.]+)"/.exec(run.drawings[drawing][i])?.[1] ?? 0));
+        figure.querySelector(kind).style.minHeight = `${Math.max(0, ...heights)}px`;
+      });
+    }
+  }
+
   function showRun(name, run) {
     if (!run.epochs.length || !run.cells) return;
     const place = placeOf(run.epochs, epoch);
@@ -111,6 +123,7 @@
     if (!epochs.length) return;
     slider.min = Math.min(...epochs);
     slider.max = end = Math.max(...epochs);
+    for (const [name, run] of runs) if (run.cells) reserve(name, run);
     player.hidden = slider.min === slider.max;
     show(following ? end : epoch);
   }
@@ -148,9 +161,12 @@
     return Number(first) + ((x - left) / (right - left)) * (last - first);
   }
 
+  // A link to an epoch moves the slider, one to a run unfolds it.
   function byHash() {
     const found = /^#epoch-(\d+)$/.exec(location.hash);
     if (found) show(Number(found[1]));
+    const fold = document.getElementById(`${location.hash.slice(1)}-fold`);
+    if (fold) fold.open = true;
   }
 
   slider.addEventListener("input", () => (stop(), show(Number(slider.value))));
