@@ -84,8 +84,10 @@ def _table_lines() -> list[bytes]:
     ]
 
 
-_search = mock.patch.object(search_command, "run_search", lambda config: _started(config, RunFolder))
-_retrain = mock.patch.object(retrain_command, "run_retrain", lambda config: _started(config, RetrainFolder))
+_search = mock.patch.object(search_command, "run_search", lambda config, **_: _started(config, RunFolder))
+_retrain = mock.patch.object(
+    retrain_command, "run_retrain", lambda config, **_: _started(config, RetrainFolder)
+)
 _audit = mock.patch.object(audit_command, "AuditFolder", mock.Mock(of=_audited))
 _TOKENS = (
     *(
