@@ -26,7 +26,7 @@ SANITIZE_IN := FASTNAS_SANITIZE=1 PYTHONPATH=$(CURDIR)/$(SANITIZED):$(CURDIR) PY
   UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
   LD_PRELOAD="$(foreach library,$(RUNTIME),$(shell $(CXX) -print-file-name=$(library)))"
 
-.PHONY: install search test bench sanitize fuzz lint format clean
+.PHONY: install search test docs bench sanitize fuzz lint format clean
 
 install: $(VENV)/.installed
 
@@ -46,6 +46,10 @@ search: install
 
 test: install
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# The site: build/docs/index.html opens from the disk. A warning, a broken link or anchor among them, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)

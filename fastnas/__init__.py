@@ -9,6 +9,7 @@ with interrupted_quietly():  # torch takes seconds to import
     from fastnas.hypergradient import hypergradient
     from fastnas.retrain import RetrainResult, load_network, retrain
     from fastnas.search import SearchResult, search
+    from fastnas.supernet import register_primitive
 
 __all__ = [
     "FastnasError",
@@ -18,6 +19,7 @@ __all__ = [
     "draw",
     "hypergradient",
     "load_network",
+    "register_primitive",
     "retrain",
     "search",
 ]

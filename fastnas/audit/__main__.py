@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 from fastnas._command import clear_errors, flag_value
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.audit.config import AuditConfig, defaults_of
 from fastnas.audit.folder import AuditFolder
 from fastnas.audit.report import table
 from fastnas.audit.run import audit
 from fastnas.audit.state import stored_config
 
-DESCRIPTION = """How wrong every hypergradient is on one state of your supernet, and what it costs: cosine and error
+DESCRIPTION = f"""How wrong every hypergradient is on one state of your supernet, and what it costs: cosine and error
 against references with exact second-order products, differences of every radius, the Neumann series against its
-bound, the reverse modes' memory. Without arguments: a small DARTS supernet on scikit-learn's digits."""
+bound, the reverse modes' memory. Without arguments: a small DARTS supernet on scikit-learn's digits.
+{IMPORT_HELP}"""
 
 
 @clear_errors()
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, audits, prints the tables or JSON."""
     import tyro  # here: Ctrl-C during its 0.2 s leaves no traceback either
 
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = take_imports(sys.argv[1:] if arguments is None else arguments)
     config = tyro.cli(
         AuditConfig,
         prog="python -m fastnas.audit",

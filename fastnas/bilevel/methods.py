@@ -340,3 +340,4 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+"""Every method by its name."""

@@ -19,8 +19,8 @@ from fastnas.bilevel.problem import TwiceDifferentiable
 from fastnas.bilevel.products import Products
 from fastnas.errors import FastnasError
 
-# Two a decade, from far above the papers' 0.01 to far below.
 RADII = tuple(round(10 ** (half / 2), 5) for half in range(1, -7, -1))
+"""Two a decade, from far above the papers' 0.01 to far below."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from fastnas.data.dataset import Dataset
 from fastnas.errors import FastnasError
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "npz")
+"""Names of the data sets of images."""
 
 
 def load_dataset(

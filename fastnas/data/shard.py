@@ -22,3 +22,4 @@ class Shard(NamedTuple):
 
 
 WHOLE = Shard()
+"""All of a data set, in one process."""

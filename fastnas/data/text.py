@@ -17,6 +17,7 @@ from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 
 CORPORA = ("ptb",)
+"""Names of the data sets of text."""
 PARTS = ("train", "valid", "test")
 END = "<eos>"  # behind every line
 

@@ -12,11 +12,16 @@ import tyro
 from typing_extensions import Doc
 
 from fastnas._command import clear_errors
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.describe.network import describe, table
+from fastnas.drawing import draw
+from fastnas.drawing.stored import stored_alphas
 from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space, find_genotype, make_network, make_space, to_dot
 from fastnas.spaces.family import SPACE_HELP
 
+DESCRIPTION = f"""Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.
+{IMPORT_HELP}"""
 _PUBLISHED = list(dict.fromkeys(name for family in SPACES.values() for name in family.published))
 _GENOTYPE_HELP = f"""Describe this discrete network instead of the supernet: the folder of a search, a file, a published
 name ({", ".join(_PUBLISHED)}) or the genotype itself."""
@@ -28,7 +33,7 @@ class DescribeConfig:
 
     space: Annotated[str | None, Doc(f"{SPACE_HELP} None: the genotype's, or darts.")] = None
     primitives: tuple[str, ...] | None = None
-    """Of every edge of the supernet, for spaces that leave them open (s2); None: the paper's."""
+    """Of every edge of the supernet, for spaces that leave them open (darts, nasbench201, s2); None: the paper's."""
     channels: int | None = None
     """C, channels of the first cells (recurrent: units); None: the papers', of the supernet or of the network. A
     retraining's folder says all of its network's sizes."""
@@ -48,12 +53,14 @@ class DescribeConfig:
     """Print JSON."""
     dot: bool = False
     """Print the genotype's cells as a Graphviz graph: ``... --dot | dot -Tsvg -o cell.svg`` draws them."""
+    draw: Path | None = None
+    """Draw the genotype's cells into this file, .svg, .png or .pdf; a search's folder with what its alpha weighs."""
 
 
 @clear_errors()
 def main(arguments: list[str] | None = None) -> None:
     """Parses the flags and prints the description."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = take_imports(sys.argv[1:] if arguments is None else arguments)
     if "--memory" in arguments:
         from fastnas.describe.memory import describe_memory  # here: it brings searches and retrainings along
 
@@ -62,18 +69,32 @@ def main(arguments: list[str] | None = None) -> None:
     config = tyro.cli(
         DescribeConfig,
         prog="python -m fastnas.describe",
-        description="Parameters, multiply-adds and shapes of a supernet, or of the discrete network of a genotype.",
+        description=DESCRIPTION,
         args=arguments,
     )
-    if config.dot and config.json:
-        raise FastnasError("--dot and --json exclude each other: choose one")
-    if config.dot:
-        if config.genotype is None:
-            raise FastnasError("--dot draws a genotype: name one with --genotype")
-        print(to_dot(find_genotype(config.genotype, config.space).genotype))
+    if config.dot or config.draw is not None:
+        _drawn(config)
         return
     found = describe(*_network(config))
     print(json.dumps(asdict(found), indent=2) if config.json else table(found))
+
+
+def _drawn(config: DescribeConfig) -> None:
+    """Prints or writes the genotype's drawing."""
+    flag = "--dot" if config.dot else "--draw"
+    given = {"--dot": config.dot, "--draw": config.draw is not None, "--json": config.json}
+    both = [name for name, there in given.items() if there]
+    if len(both) > 1:
+        raise FastnasError(f"{both[0]} and {both[1]} exclude each other: choose one")
+    if config.genotype is None:
+        raise FastnasError(f"{flag} draws a genotype: name one with --genotype")
+    genotype = find_genotype(config.genotype, config.space).genotype
+    if config.draw is None:
+        print(to_dot(genotype))
+        return
+    alphas, space = stored_alphas(Path(config.genotype)) or (None, None)
+    draw(genotype, config.draw, alphas=alphas, space=space)
+    print(config.draw)
 
 
 def _network(config: DescribeConfig) -> tuple[Space, int | tuple[int, int]]:

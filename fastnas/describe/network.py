@@ -11,7 +11,7 @@ from fastnas.errors import FastnasError
 from fastnas.spaces import SPACES, Space
 from fastnas.spaces.genotype import shorten
 from fastnas.spaces.recurrent import RecurrentSpace
-from fastnas.supernet import build_supernet
+from fastnas.supernet import build_supernet, own_primitives
 
 LARGEST_IMAGE = 2**16
 
@@ -48,6 +48,8 @@ class Description:
 def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Description:
     """Counts the weights and multiply-adds of ``space`` on images of one size, without computing anything.
 
+    With primitives of the user's own one image is computed, whose content does not matter.
+
     Args:
         space: from ``make_space`` or ``make_network``.
         image_size: side of the images, in pixels, or (height, width).
@@ -64,9 +66,10 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not (min(height, width) >= 1 and max(height, width) <= LARGEST_IMAGE):
         raise FastnasError(f"--image-size must lie between 1 and {LARGEST_IMAGE}, got {shorten(image_size)}")
-    with torch.device("meta"):
+    # The user's own code may need numbers to compute with.
+    with torch.device("cpu" if own_primitives(space) else "meta"):
         net = build_supernet(space, backend="reference").eval()
-        images = torch.empty(1, space.image_channels, height, width)
+        images = torch.zeros(1, space.image_channels, height, width)
     costs: dict[nn.Module, int] = {}
     outputs: dict[nn.Module, tuple[int, ...]] = {}
 
@@ -78,7 +81,8 @@ def describe(space: Space, image_size: int | tuple[int, int] = 32) -> Descriptio
 
     for module in net.modules():
         module.register_forward_hook(count)
-    net(images)
+    with torch.no_grad():
+        net(images)
     rows = tuple(
         StageDescription(
             i,

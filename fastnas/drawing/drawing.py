@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.sax.saxutils import escape
 
 from torch import Tensor
 
-from fastnas.drawing.layout import Layout, short
-from fastnas.drawing.svg import content, layout_of, style, svg
+from fastnas.drawing.layout import Layout, layout_of, short
+from fastnas.drawing.svg import content, style, svg
 from fastnas.drawing.weights import Weights, no_weights, weights_of
 from fastnas.drawing.words import in_words
 from fastnas.errors import FastnasError
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
     from fastnas.retrain import RetrainResult
     from fastnas.search import SearchResult
 
-WIDEST = 1240.0  # of a row of cells, in pixels
+WIDEST, FEW = 1240.0, 4  # of a row of cells, in pixels; more cells than these few may take twice that
 GAP, HEADING = 28.0, 30.0
+MOST_CELLS = 200
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -44,12 +46,10 @@ class Drawing:
     """Cells as graphs; a notebook shows it as SVG.
 
     Attributes:
-        title: what is drawn.
-        graphs: its cells.
+        graphs: the cells.
         weights: of each of them.
     """
 
-    title: str
     graphs: tuple[Graph, ...]
     weights: tuple[Weights, ...]
 
@@ -61,13 +61,12 @@ class Drawing:
         )
         for part in self.parts:
             drawn = content(part.graph, part.weights, part.layout)
-            heading = f'<text class="cell-heading" x="8" y="-8" font-size="14">{short(part.heading)}</text>'
+            heading = f'<text class="cell-heading" x="8" y="-8" font-size="14">{escape(part.heading)}</text>'
             inside.append(f'<g transform="translate({part.x:g} {part.y:g})">\n{heading}\n{drawn}</g>')
         words = " ".join(f"{part.heading}: {in_words(part.graph, part.weights)}" for part in self.parts)
-        ident = "cells-" + hashlib.sha256(words.encode(errors="replace")).hexdigest()[:8]
-        whole = svg(
-            self.width, self.height, "\n".join([*inside, ""]), ident=ident, title=self.title, words=words
-        )
+        title = f"cells: {', '.join(part.heading for part in self.parts)}"
+        ident = "cells-" + hashlib.sha256(words.encode()).hexdigest()[:8]
+        whole = svg(self.width, self.height, "\n".join([*inside, ""]), ident=ident, title=title, words=words)
         return whole.replace('class="cell-drawing"', 'class="cell-drawing alone"', 1)
 
     def _repr_svg_(self) -> str:
@@ -90,17 +89,25 @@ class Drawing:
 
         try:
             write_atomically(path, data)
-        except OSError as error:
-            raise FastnasError(f"the drawing {path} cannot be written: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a NUL in the name is the latter
+            reason = getattr(error, "strerror", None) or error
+            raise FastnasError(f"the drawing {path} cannot be written: {reason}") from None
         return path
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
         """The cells in rows, equal ones that follow each other as one."""
         found, x, y, depth = [], 0.0, HEADING, 0.0
-        for heading, graph, weights in self._runs():
+        runs = list(self._runs())
+        if len(runs) > MOST_CELLS:
+            raise FastnasError(
+                f"the genotype has {len(runs):,} different cells, and {MOST_CELLS} can be drawn; "
+                "print them with python -m fastnas.describe --dot"
+            )
+        widest = WIDEST if len(runs) <= FEW else 2 * WIDEST
+        for heading, graph, weights in runs:
             layout = layout_of(graph, weights)
-            if x and x + layout.width > WIDEST:
+            if x and x + layout.width > widest:
                 x, y, depth = 0.0, y + depth + GAP + HEADING, 0.0
             found.append(Part(heading, graph, weights, layout, x, y))
             x, depth = x + layout.width + GAP, max(depth, layout.height)
@@ -121,7 +128,7 @@ class Drawing:
         for i in range(1, len(self.graphs) + 1):
             if i < len(self.graphs) and self._like(i) == self._like(begun):
                 continue
-            first, last = self.graphs[begun].name, self.graphs[i - 1].name
+            first, last = short(self.graphs[begun].name), short(self.graphs[i - 1].name)
             yield (first if first == last else f"{first} to {last}"), self.graphs[begun], self.weights[begun]
             begun = i
 
@@ -181,7 +188,6 @@ def checked_path(path: str | Path) -> Path:
 
 
 def _drawing(genotype: Any, alphas: Mapping[str, Tensor] | None, space: Space | None) -> Drawing:
-    title = "cells"
     if isinstance(genotype, str | Path):
         from fastnas.drawing.stored import stored_alphas
 
@@ -203,6 +209,6 @@ def _drawing(genotype: Any, alphas: Mapping[str, Tensor] | None, space: Space | 
         )
     graphs = genotype.graphs()
     if alphas is None:
-        return Drawing(title, graphs, tuple(map(no_weights, graphs)))
+        return Drawing(graphs, tuple(map(no_weights, graphs)))
     space = space or make_space(genotype.to_json()["space"])
-    return Drawing(title, graphs, weights_of(space, genotype, alphas))
+    return Drawing(graphs, weights_of(space, genotype, alphas))

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path
 
 from fastnas.drawing.drawing import Drawing, Part
-from fastnas.drawing.layout import LABEL_FONT, NODE_FONT, Box, Curve, label_text, short
+from fastnas.drawing.layout import LABEL_FONT, NODE_FONT, Box, Curve, label_text
 from fastnas.drawing.palette import LIGHT, kind_of, stroke_width
 from fastnas.drawing.svg import arrow, shortened
 
@@ -104,7 +104,7 @@ def _texts(part: Part) -> Iterator[tuple[float, float, str, dict[str, Any]]]:
     yield (
         part.x + 8,
         part.y - 8,
-        short(part.heading),
+        part.heading,
         {"fontsize": 14, "fontweight": "bold", "family": "sans-serif"},
     )
     middle = {"ha": "center", "va": "center_baseline"}

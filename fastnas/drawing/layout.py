@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
+from unicodedata import east_asian_width
 
-from fastnas.drawing.ranks import BEND, LABEL, STATE, Item, Ranks, ranked
+from fastnas.drawing.ranks import BEND, LABEL, STATE, Item, Ranks, Shape, ranked
+from fastnas.drawing.weights import Weights
 from fastnas.errors import FastnasError
 from fastnas.spaces.genotype import Graph
 
@@ -22,7 +24,7 @@ CHARACTER = 0.602  # of its font's size, in the monospaced fonts that there are
 LABEL_HEIGHT, NODE_SIZE, PORT = 19.0, 26.0, 10.0
 MARGIN = 8.0
 PHONE = 300.0  # of its 360 pixels, what a cell may always take across
-MOST_EDGES = 500  # of a cell: the reader of more would see a grey area
+MOST_EDGES = 200  # of a cell: the reader of more would see a grey area
 LONGEST_NAME = 40
 PASSES = 24
 
@@ -63,32 +65,43 @@ def short(name: str) -> str:
     return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 1] + "…"
 
 
+def columns(text: str) -> int:
+    """How many characters' room ``text`` takes: East Asian ones take two."""
+    return sum(1 + (east_asian_width(c) in "WF") for c in text)
+
+
 def label_text(label: str, weight: float | None) -> str:
     """What a label says; a weight takes the same room whatever it is."""
     return short(label) if weight is None else f"{short(label)} {weight:.2f}".strip()
 
 
-@lru_cache(maxsize=512)
-def laid_out(
-    graph: Graph, weighted_edges: tuple[bool, ...], weighted_nodes: tuple[bool, ...], portrait: bool = False
-) -> Layout:
-    """The layout of ``graph``.
+def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
+    """The layout of ``graph``, which depends on what has a weight, but not on how much it is.
 
     Args:
         graph: its edges lead from a state to a later one.
-        weighted_edges, weighted_nodes: which of them show a weight.
+        weights: of its edges and states.
         portrait: from the top to the bottom, and narrow; else from left to right.
 
     Raises:
         FastnasError: more edges than can be drawn, or one that leads back.
     """
     _check(graph)
-    labelled = [
-        bool(label) or weighted for (_, _, label), weighted in zip(graph.edges, weighted_edges, strict=True)
-    ]
-    ranks = ranked(graph, labelled, portrait=portrait)
-    room = _Room(graph, ranks, weighted_edges, weighted_nodes, portrait)
-    return _placed(graph, ranks, room, portrait)
+    states = (
+        columns(label_text(name, weight)) for name, weight in zip(graph.labels, weights.nodes, strict=True)
+    )
+    labels = (
+        columns(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
+    )
+    edges = tuple((source, target) for source, target, _ in graph.edges)
+    return laid_out(Shape(tuple(states), edges, tuple(labels)), portrait)
+
+
+@lru_cache(maxsize=512)
+def laid_out(shape: Shape, portrait: bool) -> Layout:
+    """The layout of a cell of this shape."""
+    ranks = ranked(shape, portrait=portrait)
+    return _placed(ranks, _Room(shape, ranks, portrait), portrait)
 
 
 def _check(graph: Graph) -> None:
@@ -114,14 +127,7 @@ class _Room:
         widest: how far across the axis the drawing may reach: as little as it can on a phone, endless in landscape.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        ranks: Ranks,
-        weighted_edges: Sequence[bool],
-        weighted_nodes: Sequence[bool],
-        portrait: bool,
-    ) -> None:
+    def __init__(self, shape: Shape, ranks: Ranks, portrait: bool) -> None:
         self.main: dict[Item, float] = {}
         self.cross: dict[Item, float] = {}
         self.ports: dict[tuple[Item, int, bool], float] = {}
@@ -129,7 +135,7 @@ class _Room:
         touching = _touching(ranks, at)
         for row in ranks.rows:
             for item in row:
-                width, height = _size(graph, item, weighted_edges, weighted_nodes)
+                width, height = _size(shape, item)
                 main, cross = (height, width) if portrait else (width, height)
                 if item.what == STATE:
                     most = max(len(touching.get((item, leaving), ())) for leaving in (False, True))
@@ -155,17 +161,13 @@ class _Room:
         return (self.cross[a] + self.cross[b]) / 2 + gap
 
 
-def _size(
-    graph: Graph, item: Item, weighted_edges: Sequence[bool], weighted_nodes: Sequence[bool]
-) -> tuple[float, float]:
+def _size(shape: Shape, item: Item) -> tuple[float, float]:
     """Width and height."""
     if item.what == BEND:
         return 0.0, 0.0
     if item.what == LABEL:
-        text = label_text(graph.edges[item.index][2], 0.0 if weighted_edges[item.index] else None)
-        return len(text) * CHARACTER * LABEL_FONT + 14, LABEL_HEIGHT
-    text = label_text(graph.labels[item.index], 0.0 if weighted_nodes[item.index] else None)
-    return max(NODE_SIZE, len(text) * CHARACTER * NODE_FONT + 16), NODE_SIZE
+        return shape.labels[item.index] * CHARACTER * LABEL_FONT + 14, LABEL_HEIGHT
+    return max(NODE_SIZE, shape.states[item.index] * CHARACTER * NODE_FONT + 16), NODE_SIZE
 
 
 def _touching(ranks: Ranks, at: dict[Item, int]) -> dict[tuple[Item, bool], list[int]]:
@@ -178,7 +180,7 @@ def _touching(ranks: Ranks, at: dict[Item, int]) -> dict[tuple[Item, bool], list
     return {key: [edge for _, edge in sorted(ends)] for key, ends in found.items()}
 
 
-def _placed(graph: Graph, ranks: Ranks, room: _Room, portrait: bool) -> Layout:
+def _placed(ranks: Ranks, room: _Room, portrait: bool) -> Layout:
     cross = _across(ranks, room)
     top = min((cross[item] - room.cross[item] / 2 for item in cross), default=0.0)
     cross = {item: y - top + MARGIN for item, y in cross.items()}
@@ -206,8 +208,8 @@ def _placed(graph: Graph, ranks: Ranks, room: _Room, portrait: bool) -> Layout:
         for stops in (_stops(edge, chain, room, cross, starts) for edge, chain in enumerate(ranks.chains))
     )
     width, height = (depth, length) if portrait else (length, depth)
-    in_order = (dict(sorted(boxes.items())) for boxes in (nodes, labels))
-    return Layout(round(width, 1), round(height, 1), *in_order, curves)
+    nodes, labels = (dict(sorted(boxes.items())) for boxes in (nodes, labels))
+    return Layout(round(width, 1), round(height, 1), nodes, labels, curves)
 
 
 def _stops(

@@ -10,11 +10,29 @@ from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-
-from fastnas.spaces.genotype import Graph
+from typing import NamedTuple
 
 STATE, LABEL, BEND = range(3)
 SWEEPS = 8
+
+
+class Shape(NamedTuple):
+    """All of a cell that its layout depends on; cells with other primitives of equally long names have the same.
+
+    Attributes:
+        states: of each state how many characters are written on it.
+        edges: of each edge its source and target.
+        labels: of each edge how many characters its label has; 0: none.
+    """
+
+    states: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    labels: tuple[int, ...]
+
+    @property
+    def drawn(self) -> list[int]:
+        """The states that have an edge, or all if none has."""
+        return sorted({end for edge in self.edges for end in edge}) or list(range(len(self.states)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,59 +55,47 @@ class Ranks:
     chains: tuple[tuple[Item, ...], ...]
 
 
-def ranked(graph: Graph, labelled: Sequence[bool], *, portrait: bool) -> Ranks:
-    """The ranks of ``graph``: few of them, or (portrait) narrow ones, with one node and the labels that enter it.
-
-    Args:
-        graph: a cell.
-        labelled: which of its edges have a label.
-        portrait: as above.
-    """
-    layers = _own_layers(graph) if portrait else _longest_paths(graph)
-    labels = _label_ranks(graph, labelled, layers, at_target=portrait)
+def ranked(shape: Shape, *, portrait: bool) -> Ranks:
+    """The ranks of a cell: few of them, or (portrait) narrow ones, with one node and the labels that enter it."""
+    layers = _own_layers(shape) if portrait else _longest_paths(shape)
+    labels = _label_ranks(shape, layers, at_target=portrait)
     used = sorted({2 * layer for layer in layers.values()} | set(labels.values()))
     number = {rank: i for i, rank in enumerate(used)}
     states = {state: Item(STATE, state, number[2 * layer]) for state, layer in layers.items()}
     chains = []
-    for i, (source, target, _) in enumerate(graph.edges):
+    for i, (source, target) in enumerate(shape.edges):
         begin, end, at = states[source], states[target], number.get(labels.get(i, -1))
         between = [Item(LABEL if rank == at else BEND, i, rank) for rank in range(begin.rank + 1, end.rank)]
         chains.append((begin, *between, end))
     items = dict.fromkeys([*states.values(), *(item for chain in chains for item in chain)])
-    rows = [[item for item in items if item.rank == rank] for rank in range(len(used))]
+    rows: Rows = [[] for _ in used]
+    for item in items:
+        rows[item.rank].append(item)
     return Ranks(tuple(map(tuple, _few_crossings(rows, chains))), tuple(chains))
 
 
-def _drawn(graph: Graph) -> list[int]:
-    """The states that have an edge."""
-    ends = {end for source, target, _ in graph.edges for end in (source, target)}
-    return sorted(ends) or list(range(len(graph.labels)))
-
-
-def _longest_paths(graph: Graph) -> dict[int, int]:
-    layers = dict.fromkeys(_drawn(graph), 0)
-    for source, target, _ in sorted(graph.edges, key=lambda edge: edge[1]):
+def _longest_paths(shape: Shape) -> dict[int, int]:
+    layers = dict.fromkeys(shape.drawn, 0)
+    for source, target in sorted(shape.edges, key=lambda edge: edge[1]):
         layers[target] = max(layers[target], layers[source] + 1)
     return layers
 
 
-def _own_layers(graph: Graph) -> dict[int, int]:
-    entered = {target for _, target, _ in graph.edges}
+def _own_layers(shape: Shape) -> dict[int, int]:
+    entered = {target for _, target in shape.edges}
     layers, last = {}, 0
-    for state in _drawn(graph):
+    for state in shape.drawn:
         last += state in entered
         layers[state] = last if state in entered else 0
     return layers
 
 
-def _label_ranks(
-    graph: Graph, labelled: Sequence[bool], layers: dict[int, int], *, at_target: bool
-) -> dict[int, int]:
+def _label_ranks(shape: Shape, layers: dict[int, int], *, at_target: bool) -> dict[int, int]:
     """By labelled edge the rank of its label: before its target, or where there are fewest."""
     spans = {
         i: range(2 * layers[source] + 1, 2 * layers[target], 2)
-        for i, (source, target, _) in enumerate(graph.edges)
-        if labelled[i]
+        for i, (source, target) in enumerate(shape.edges)
+        if shape.labels[i]
     }
     if at_target:
         return {i: span[-1] for i, span in spans.items()}

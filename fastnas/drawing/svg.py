@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from fastnas.drawing.layout import (
     CHARACTER,
@@ -13,8 +13,9 @@ from fastnas.drawing.layout import (
     Curve,
     Layout,
     Point,
+    columns,
     label_text,
-    laid_out,
+    layout_of,
     short,
 )
 from fastnas.drawing.palette import DARK, KINDS, LIGHT, css_name, kind_of, stroke_width
@@ -39,6 +40,7 @@ def style(scope: str = ":root") -> str:
 .cell-drawing .cell-paper {{ fill: var(--paper); }}
 .cell-drawing .cell-heading {{ font: 600 14px system-ui, sans-serif; }}
 .cell-drawing .cell-edge {{ fill: none; stroke: var(--kind); stroke-width: var(--width, 1.6px); }}
+.cell-drawing .cell-edge.kind-none {{ stroke-width: 1.2px; }}
 .cell-drawing .cell-edge.kind-none, .cell-drawing .cell-op.kind-none rect {{ stroke-dasharray: 3 3; }}
 .cell-drawing .cell-arrow {{ fill: var(--kind); }}
 .cell-drawing .cell-node rect {{ fill: var(--node); stroke: var(--muted); }}
@@ -55,6 +57,7 @@ def _properties(colours: dict[str, str]) -> str:
 
 
 STYLE = style()
+"""The CSS of a drawing, light and dark, which a page includes once."""
 
 
 def cell_svg(graph: Graph, weights: Weights | None = None, *, ident: str, portrait: bool = False) -> str:
@@ -85,16 +88,9 @@ def cell_svg(graph: Graph, weights: Weights | None = None, *, ident: str, portra
     )
 
 
-def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
-    """The layout of ``graph``, which depends on what is weighed, but not on how much."""
-    return laid_out(
-        graph, *(tuple(w is not None for w in ws) for ws in (weights.edges, weights.nodes)), portrait
-    )
-
-
 def svg(width: float, height: float, inside: str, *, ident: str, title: str, words: str) -> str:
     """The ``<svg>`` around ``inside``, named by ``title`` and described by ``words``."""
-    name = quoteattr(ident)[1:-1]
+    name = css_name(ident)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="cell-drawing" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" height="{height:g}" role="img" aria-labelledby="{name}-title {name}-desc">\n'
@@ -108,11 +104,12 @@ def content(graph: Graph, weights: Weights, layout: Layout) -> str:
 
     Colours are attributes, too, for programs that know no custom properties.
     """
-    parts = []
+    parts, names = [], state_names(graph)
     for i, curves in enumerate(layout.curves):
         parts.append(_edge(i, graph.edges[i][2], weights.edges[i], curves))
     for i, box in layout.labels.items():
-        parts.append(_label(graph, i, weights.edges[i], box))
+        source, target, label = graph.edges[i]
+        parts.append(_label(i, f"{names[source]} → {names[target]}", label, weights.edges[i], box))
     targets = {target for _, target, _ in graph.edges}
     sources = {source for source, _, _ in graph.edges}
     for state, box in layout.nodes.items():
@@ -165,12 +162,11 @@ def arrow(curves: Sequence[Curve]) -> list[Point]:
     return [(x, y), *((round(a, 1), round(b, 1)) for a, b in sides)]
 
 
-def _label(graph: Graph, i: int, weight: float | None, box: Box) -> str:
-    source, target, label = graph.edges[i]
-    names, kind = state_names(graph), kind_of(label)
+def _label(i: int, ends: str, label: str, weight: float | None, box: Box) -> str:
+    kind = kind_of(label)
     dash = ' stroke-dasharray="3 3"' if kind == "none" else ""
     colours = f'fill="{LIGHT[kind + "-paper"]}" stroke="{LIGHT[kind]}"{dash}'
-    tip = escape(f"{names[source]} → {names[target]}" + (f": {short(label)}" if label else ""))
+    tip = escape(f"{ends}: {short(label)}" if label else ends)
     return (
         f'<g class="cell-op{_classes(label)}" data-edge="{i}"><title>{tip}</title>{_rect(box, 9, colours)}'
         f"{_text(box, label, weight, LABEL_FONT, 'edge', i)}</g>"
@@ -198,8 +194,8 @@ def _text(box: Box, label: str, weight: float | None, size: float, what: str, in
     if weight is not None:
         text += " " if text else ""
         text += f'<tspan class="cell-weight" data-{what}="{index}" font-weight="700">{weight:.2f}</tspan>'
-    # As wide as the layout took it to be, in a font that is wider than most, too.
-    room = len(label_text(label, weight)) * CHARACTER * size
+    # Other fonts write what is not ASCII: as wide as the layout took it to be.
+    room = columns(label_text(label, weight)) * CHARACTER * size
     fit = f' textLength="{room:.1f}" lengthAdjust="spacingAndGlyphs"' if not label.isascii() else ""
     return (
         f'<text x="{box.x:g}" y="{box.y + 0.35 * size:.1f}" font-family="monospace" font-size="{size:g}" '

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas._command import clear_errors
+from fastnas._imports import take_imports
 from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 from fastnas.report.page import GENERATOR, page
@@ -17,7 +18,8 @@ from fastnas.runs.files import write_atomically
 from fastnas.runs.live import LOOPBACK
 
 DESCRIPTION = """A report of a search or a retraining as one HTML file that needs no network: cells over the epochs,
-curves, alpha, configuration. Of several runs, a comparison. What each chart means: docs/guide/report.md."""
+curves, alpha, configuration. Of several runs, a comparison. What each chart means: docs/guide/report.md.
+Primitives of your own need no code here; the weights in cells of your own space do: --import FILE.py|MODULE."""
 NAME = "report.html"
 
 
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         ReportConfig,
         prog="python -m fastnas.report",
         description=DESCRIPTION,
-        args=sys.argv[1:] if arguments is None else arguments,
+        args=take_imports(sys.argv[1:] if arguments is None else arguments),
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     if config.serve:

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fastnas._imports import names_recorded
 from fastnas._paths import user_path
 from fastnas.errors import FastnasError
 from fastnas.retrain.folder import RetrainFolder
@@ -22,6 +23,7 @@ from fastnas.search.folder import RunFolder
 from fastnas.spaces import AnyGenotype, Space, make_space
 from fastnas.spaces.choice import Choice
 from fastnas.spaces.family import family
+from fastnas.spaces.genotype import named_primitives
 
 # What no run of ours exceeds, and a browser still shows.
 MOST_BYTES = {"config.json": 2**20, "metrics.jsonl": 2**28, "genotype.json": 2**18, "result.json": 2**20}
@@ -80,11 +82,12 @@ class Run:
             return None
         primitives, layers = self.config.get("primitives"), self.config.get("layers")
         try:
-            return make_space(
-                str(self.config.get("space")),
-                layers=layers if type(layers) is int else None,
-                primitives=primitives if _is_texts(primitives) else None,
-            )
+            with named_primitives(primitives):
+                return make_space(
+                    str(self.config.get("space")),
+                    layers=layers if type(layers) is int else None,
+                    primitives=primitives if _is_texts(primitives) else None,
+                )
         except FastnasError:
             return None
 
@@ -113,7 +116,9 @@ def read_run(path: Path) -> Run:
     notes: list[str] = []
     rows = tuple(_rows(path / "metrics.jsonl", notes))
     config = _plain(content["config"])
-    genotype = _genotype_file(path / "genotype.json", config, notes)
+    with named_primitives([*_listed(config.get("primitives")), *names_recorded(content)]):
+        genotype = _genotype_file(path / "genotype.json", config, notes)
+        genotypes = _genotypes(rows, genotype, kind, config, notes)
     return Run(
         path=path,
         name=path.absolute().name or str(path),
@@ -122,7 +127,7 @@ def read_run(path: Path) -> Run:
         versions={name: str(content[name]) for name in ("fastnas", "torch") if name in content},
         provenance=_plain(content.get("provenance")),
         rows=rows,
-        genotypes=_genotypes(rows, genotype, kind, config, notes),
+        genotypes=genotypes,
         genotype=genotype,
         alphas=_all_alphas(path / "alphas", [row["epoch"] for row in rows], notes)
         if kind == "search"
@@ -349,6 +354,10 @@ def _text(file: Path) -> str:
         return file.read_bytes().decode("utf-8", "replace")
     except OSError as error:
         raise FastnasError(f"{file} cannot be read: {error.strerror or error}") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _is_texts(value: Any) -> bool:

@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from fastnas._imports import import_user_code
 from fastnas.errors import FastnasError
 from fastnas.report.newest import Newest
 from fastnas.report.read import folders_of, runs_of
@@ -222,6 +223,9 @@ def child(descriptor: int) -> None:
     os.nice(10)
     parent = os.getppid()
     told = json.loads(sys.stdin.readline())
+    for source in told["imports"]:  # the flags of the run's own command, for spaces of the user's
+        with suppress(FastnasError):  # a cell without weights is better than no page
+            import_user_code(source)
     listener = socket.socket(fileno=descriptor)
     server = Server(
         listener,

@@ -15,6 +15,7 @@ from typing import IO, Any, ClassVar, TypeVar
 
 import torch
 
+from fastnas._imports import check_imports, import_text, imported, imports_recorded
 from fastnas._paths import user_path
 from fastnas._version import __version__
 from fastnas.bilevel import NotFiniteError
@@ -104,7 +105,8 @@ class Folder:
             remove_parts(self.path)
             options = {**config.to_options(), "out": str(self.path), "resume": None}
             versions = {"fastnas": __version__, "torch": torch.__version__}
-            content = {"command": self.COMMAND, **versions, "config": options, **(more or {})}
+            told = {"imports": imports_recorded()} if imported() else {}
+            content = {"command": self.COMMAND, **versions, "config": options, **told, **(more or {})}
             write_atomically(self.config_file, json.dumps(content, indent=2) + "\n")
             self.fill()
         except BaseException:
@@ -213,7 +215,7 @@ class Folder:
         one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(self.processes)
         several = f"torchrun {'--standalone ' if one_machine else ''}--nproc-per-node {self.processes}"
         start = "python" if self.processes == 1 else several
-        return f"{start} -m {self.COMMAND} --resume {shlex.quote(str(self.path))}"
+        return f"{start} -m {self.COMMAND} --resume {shlex.quote(str(self.path))}{import_text()}"
 
 
 def locked(folder: Path, taken: str) -> IO[str]:
@@ -259,6 +261,7 @@ def read_stored(path: Path, config_class: type[Configured], command: str) -> Con
     options = content.get("config")
     if not isinstance(options, dict) or not options:
         raise FastnasError(f"{path} holds no readable configuration")
+    check_imports(path.parent, content)
     try:
         return config_class.from_options(options)
     except FastnasError as error:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from fastnas._imports import imported
 from fastnas.errors import FastnasError
 
 LOOPBACK = "127.0.0.1"
@@ -139,7 +140,7 @@ class Live:
             )
         self._listener = None
         # Not among its arguments, which every user of the machine can read.
-        told = {"token": secret, "host": self._host, "runs": [str(run.absolute())]}
+        told = {"token": secret, "host": self._host, "runs": [str(run.absolute())], "imports": imported()}
         self._tell(json.dumps(told) + "\n")
 
     def _tell(self, line: str) -> None:

@@ -69,7 +69,8 @@ class NetworkConfig:
 
     space: Annotated[str, Doc(SPACE_HELP)] = "darts"
     primitives: tuple[str, ...] | None = None
-    """Of every edge, for spaces that leave them open (s2); None: the paper's, skip_connect and sep_conv_3x3."""
+    """Of every edge, for spaces that leave them open (darts, nasbench201, s2): the library's and your own; None: the
+    paper's."""
     channels: int | None = None
     """C, channels of the first cells; None: the papers' (16, or 36), or 4 for digits."""
     layers: int | None = None
@@ -283,6 +284,14 @@ class SearchConfig(Options):
     def reads(self) -> str:
         """What its space reads, "images" or "text"."""
         return family(self.network.space).reads
+
+    def differences(self, other: SearchConfig) -> list[str]:
+        """As those of all options. A run from before a space let its primitives be chosen names none: its own."""
+        found = super().differences(other)
+        mine, its = self.network, other.network
+        if mine.primitives is None and family(its.space).primitives == its.primitives:
+            return [name for name in found if name != "primitives"]
+        return found
 
     def free(self) -> frozenset[str]:
         """Names of the fields that do not change the search's numbers."""

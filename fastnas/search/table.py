@@ -7,7 +7,7 @@ from typing import Any
 
 from fastnas.errors import FastnasError
 from fastnas.search.config import SearchConfig
-from fastnas.spaces.family import AnyGenotype
+from fastnas.spaces.family import AnyGenotype, family
 from fastnas.tables import DATASETS, SPLITS, Table, row_of, table_of
 
 
@@ -15,9 +15,17 @@ def open_table(config: SearchConfig) -> Table | None:
     """The table that ``--table`` names, checked; None without.
 
     Raises:
-        FastnasError: it cannot be read, or is not one of the search's space.
+        FastnasError: it cannot be read, or is not one of the search's space and primitives.
     """
-    return None if config.run.table is None else table_of(config.network.space, config.run.table)
+    if config.run.table is None:
+        return None
+    space, chosen = config.network.space, config.network.primitives or ()
+    table = table_of(space, config.run.table)
+    if unknown := [name for name in chosen if name not in (family(space).primitives or ())]:
+        raise FastnasError(
+            f"--table {config.run.table} has no cell with {', '.join(unknown)}; leave it out, or these primitives"
+        )
+    return table
 
 
 def table_entries(table: Table | None, genotype: AnyGenotype) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import Tensor
 from fastnas.errors import FastnasError
 from fastnas.spaces.counting import edges_of_alphas
 from fastnas.spaces.description import Cell, Edge, Space, Stage
-from fastnas.spaces.genotype import Graph, is_integer, json_object, share, shorten
+from fastnas.spaces.genotype import Drawable, Graph, is_integer, json_object, share, shorten
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Drawable):
     """One primitive for each edge of each architecture parameter. Its text is JSON.
 
     Attributes:

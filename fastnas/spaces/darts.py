@@ -30,9 +30,15 @@ class Content(NamedTuple):
     alpha: str | None = None
 
 
-def supernet(channels: int, layers: int, classes: int, image_channels: int = 3) -> Space:
-    """The supernet: ``layers`` cells, reductions at 1/3 and 2/3, eight primitives on each of 14 edges a cell."""
-    edges = dict.fromkeys(KINDS, EDGES)
+def supernet(
+    channels: int,
+    layers: int,
+    classes: int,
+    image_channels: int = 3,
+    primitives: Sequence[str] = DARTS_PRIMITIVES,
+) -> Space:
+    """The supernet: ``layers`` cells, reductions at 1/3 and 2/3, ``primitives`` on each of 14 edges a cell."""
+    edges = dict.fromkeys(KINDS, dense_edges(2, NODES, primitives))
     return shared_cells("darts", edges, channels, layers, classes, image_channels)
 
 
@@ -48,7 +54,11 @@ def network(genotype: Genotype, channels: int, layers: int, classes: int, image_
     return Space("darts", image_channels, stages)
 
 
-def derive(alphas: Mapping[str, Tensor], edges: Mapping[str, Sequence[Edge]] | None = None) -> Genotype:
+def derive(
+    alphas: Mapping[str, Tensor],
+    edges: Mapping[str, Sequence[Edge]] | None = None,
+    primitives: Sequence[str] = DARTS_PRIMITIVES,
+) -> Genotype:
     """The genotype of alpha (Liu et al. 2019, section 2.4).
 
     For each node the two edges whose strongest primitive other than ``none`` weighs most, each with that
@@ -56,9 +66,10 @@ def derive(alphas: Mapping[str, Tensor], edges: Mapping[str, Sequence[Edge]] | N
 
     Args:
         alphas: "normal" and "reduce", each (edges, primitives) float, before the softmax.
-        edges: of each of them; DARTS' own 14 with its eight primitives if None.
+        edges: of each of them; DARTS' own 14 with ``primitives`` if None.
+        primitives: those of the supernet; one at least is not ``none``.
     """
-    rows = edges or dict.fromkeys(KINDS, EDGES)
+    rows = edges or dict.fromkeys(KINDS, dense_edges(2, NODES, primitives))
     normal, reduce = (_two_strongest(alphas[kind], rows[kind]) for kind in KINDS)
     return Genotype(normal, CONCAT, reduce, CONCAT)
 

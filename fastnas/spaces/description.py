@@ -218,6 +218,11 @@ class Space:
     def classes(self) -> int:
         return self.stages[-1].out_channels
 
+    def _repr_html_(self) -> str:
+        from fastnas.drawing.notebook import space_html  # here: it reads families of spaces
+
+        return space_html(self)
+
     def in_channels(self, stage: int) -> int:
         """Channels that enter ``stage`` from the stage before it (the image's, for the stem)."""
         return self.image_channels if stage == 0 else self.stages[stage - 1].out_channels

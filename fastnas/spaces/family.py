@@ -24,7 +24,17 @@ from fastnas.spaces import (
 from fastnas.spaces.choice import Choice
 from fastnas.spaces.counting import one_an_edge, two_edges_a_node
 from fastnas.spaces.description import Space
-from fastnas.spaces.genotype import DISCRETE_PRIMITIVES, AnyGenotype, CellString, Genotype, shorten
+from fastnas.spaces.genotype import (
+    DARTS_PRIMITIVES,
+    DISCRETE_PRIMITIVES,
+    HOW_OWN,
+    NASBENCH201_PRIMITIVES,
+    AnyGenotype,
+    CellString,
+    Genotype,
+    check_primitive,
+    shorten,
+)
 from fastnas.spaces.nasbench101 import CellMatrix
 from fastnas.spaces.published import PUBLISHED, PUBLISHED_IN_ROBUSTDARTS
 from fastnas.spaces.recurrent import RecurrentGenotype
@@ -54,6 +64,7 @@ class Family:
         networks: supernet -> how many discrete networks it holds; None: nobody counted.
         primitives: those on its edges, if others may be put there (``supernet`` and ``derive`` take them by the
             keyword ``primitives`` then); None: they are the space's own.
+        choosable: the library's that may be put there; those of ``fastnas.register_primitive`` may, too.
         layers_of: genotype -> the layers that its network has; None: as many as one likes.
         reads: "images" or "text". Of a space that reads text ``channels`` are the units of its hidden state and
             ``classes`` the words of the vocabulary; ``layers`` and ``image_channels`` mean nothing.
@@ -71,6 +82,7 @@ class Family:
     published: Mapping[str, AnyGenotype] = field(default_factory=dict)
     networks: Callable[[Space], int] | None = None
     primitives: tuple[str, ...] | None = None
+    choosable: tuple[str, ...] = DISCRETE_PRIMITIVES
     layers_of: Callable[[Any], int] | None = None
     reads: Literal["images", "text"] = "images"
     classes: int = 10
@@ -119,22 +131,21 @@ class Family:
         """The same with ``primitives`` on its edges.
 
         Raises:
-            FastnasError: its edges have their own, or one is unknown or there twice.
+            FastnasError: its edges have their own, one is unknown or there twice, or ``none`` is alone.
         """
         if self.primitives is None:
             raise FastnasError(
                 f"the edges of space {self.name} have their own primitives; leave out --primitives"
             )
         for primitive in primitives:
-            if primitive not in DISCRETE_PRIMITIVES:
-                raise FastnasError(
-                    f"--primitives: unknown primitive {primitive!r}; known are {', '.join(DISCRETE_PRIMITIVES)}"
-                )
+            check_primitive("--primitives", primitive, self.choosable)
         if not primitives or len(set(primitives)) < len(primitives):
             raise FastnasError(
                 f"--primitives must list different primitives, got {' '.join(primitives) or 'none'}"
             )
         chosen = tuple(primitives)
+        if chosen == ("none",):
+            raise FastnasError("--primitives none alone lets nothing through; list another one, too")
         return replace(
             self,
             supernet=partial(self.supernet, primitives=chosen),
@@ -183,6 +194,7 @@ _FAMILIES = (
         small=Sizes(4, 3),
         published=PUBLISHED,
         networks=two_edges_a_node,
+        primitives=DARTS_PRIMITIVES,
     ),
     Family(
         "nasbench201",
@@ -194,6 +206,8 @@ _FAMILIES = (
         evaluation=Sizes(16, 5),
         small=Sizes(4, 1),
         networks=one_an_edge,
+        primitives=NASBENCH201_PRIMITIVES,
+        choosable=NASBENCH201_PRIMITIVES,
     ),
     *map(_nasbench1shot1, nasbench1shot1.PARENTS),
     Family(
@@ -241,6 +255,7 @@ _FAMILIES = (
     ),
 )
 SPACES = {found.name: found for found in _FAMILIES}
+"""Every space by its name; `register` adds one."""
 _OWN = frozenset(SPACES)
 # Beyond these a network's numbers do not fit 64 bits, or nobody waits for it to be built.
 LARGEST = {"channels": 2**16, "layers": 1000, "classes": 2**24, "image_channels": 2**16}
@@ -267,7 +282,7 @@ def family(name: str, primitives: Sequence[str] | None = None) -> Family:
         FastnasError: there is none, or its edges do not take these primitives.
     """
     if name not in SPACES:
-        raise FastnasError(f"unknown space {name!r}; known are {', '.join(SPACES)}")
+        raise FastnasError(f"unknown space {shorten(name)}; known are {', '.join(SPACES)}; {HOW_OWN}")
     return SPACES[name] if primitives is None else SPACES[name].with_primitives(primitives)
 
 
@@ -288,7 +303,7 @@ def make_space(
         layers: the number of cells; of cells in each of the three stages (nasbench201).
         classes: outputs of the classifier; 10 if None, or the words of Penn Treebank.
         image_channels: channels of the images.
-        primitives: those on every edge (s2); the papers' if None.
+        primitives: those on every edge (darts, nasbench201, s2); the papers' if None.
 
     Raises:
         FastnasError: an unknown name or an impossible size.

@@ -11,7 +11,9 @@ import ast
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,6 +32,10 @@ DARTS_PRIMITIVES = (
 )
 DISCRETE_PRIMITIVES = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
 NASBENCH201_PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+HOW_OWN = "one of your own is registered first, on a command line by --import FILE"
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")  # what a primitive of one's own may be called
+_NAMED: ContextVar[frozenset[str]] = ContextVar("_NAMED", default=frozenset())
+OWN_PRIMITIVES: dict[str, None] = {}  # names that fastnas.register_primitive has added, in their order
 
 MOST_STATES = 10_000  # of a cell: far more than any has, and no more than can be drawn
 
@@ -66,8 +72,17 @@ class AnyGenotype(Protocol):
         """
 
 
+class Drawable:
+    """A genotype that a notebook shows as a drawing."""
+
+    def _repr_svg_(self) -> str | None:
+        from fastnas.drawing.notebook import genotype_svg  # here: it reads spaces
+
+        return genotype_svg(self)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(Drawable):
     """DARTS' pair of cells: for each node two (primitive, source state), states 0 and 1 being the cell's inputs.
 
     Liu et al. 2019, section 2.4. ``str()`` gives the format of DARTS' genotypes.py:
@@ -135,7 +150,7 @@ class Genotype:
 
 
 @dataclass(frozen=True)
-class CellString:
+class CellString(Drawable):
     """NAS-Bench-201's cell (Dong and Yang 2020): one primitive on each edge, by target node then source.
 
     >>> cell = CellString.parse("|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|")
@@ -151,10 +166,7 @@ class CellString:
         if len(self.ops) != 6:
             raise FastnasError(f"a NAS-Bench-201 cell has 6 edges, got {len(self.ops)}")
         for op in self.ops:
-            if op not in NASBENCH201_PRIMITIVES:
-                raise FastnasError(
-                    f"NAS-Bench-201 cell: unknown primitive {op!r}; known are {', '.join(NASBENCH201_PRIMITIVES)}"
-                )
+            check_primitive("NAS-Bench-201 cell", op, NASBENCH201_PRIMITIVES)
 
     def __str__(self) -> str:
         ops = iter(self.ops)
@@ -210,10 +222,7 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
     if not pairs or len(pairs) % 2:
         raise FastnasError(f"genotype: {cell} needs two edges a node, got {len(pairs)} edges")
     for i, (op, source) in enumerate(pairs):
-        if op not in DISCRETE_PRIMITIVES:
-            raise FastnasError(
-                f"genotype: unknown primitive {op!r} in {cell}; known are {', '.join(DISCRETE_PRIMITIVES)}"
-            )
+        check_primitive("genotype", op, DISCRETE_PRIMITIVES, f" in {cell}")
         if not 0 <= source < 2 + i // 2:
             raise FastnasError(
                 f"genotype: edge {i} of {cell} enters node {2 + i // 2} and reads state {source}; "
@@ -224,6 +233,34 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
         raise FastnasError(
             f"genotype: {cell}_concat must list different states from 0 to {last}, got {list(concat)}"
         )
+
+
+def check_primitive(what: str, name: str, known: Sequence[str], where: str = "") -> None:
+    """Raises FastnasError if ``name`` is neither one of ``known`` nor a primitive of the user's own."""
+    if name not in known and name not in OWN_PRIMITIVES and name not in _NAMED.get():
+        raise FastnasError(
+            f"{what}: unknown primitive {name!r}{where}; known are {', '.join((*known, *OWN_PRIMITIVES))}; {HOW_OWN}"
+        )
+
+
+def is_word(name: Any) -> bool:
+    """Whether a primitive of a user's own may be called so."""
+    return isinstance(name, str) and _WORD.fullmatch(name) is not None
+
+
+@contextmanager
+def named_primitives(names: Any) -> Iterator[None]:
+    """Within it genotypes and spaces may have these primitives, too, which are nothing but names: to draw, not to run.
+
+    Args:
+        names: a list of words; whatever else comes from a file is left out.
+    """
+    words = filter(is_word, names if isinstance(names, list | tuple) else ())
+    before = _NAMED.set(_NAMED.get() | frozenset(words))
+    try:
+        yield
+    finally:
+        _NAMED.reset(before)
 
 
 def json_object(text: str) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastnas.errors import FastnasError
 from fastnas.spaces.description import Head, MatrixCell, Pool, Space, Stage, Stem
-from fastnas.spaces.genotype import Graph, is_integer, json_object, shorten
+from fastnas.spaces.genotype import Drawable, Graph, is_integer, json_object, shorten
 
 NASBENCH101_PRIMITIVES = ("maxpool3x3", "conv3x3-bn-relu", "conv1x1-bn-relu")
 MOST_VERTICES, MOST_EDGES = 7, 9
@@ -18,7 +18,7 @@ Matrix = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
-class CellMatrix:
+class CellMatrix(Drawable):
     """NAS-Bench-101's cell: an upper triangular adjacency matrix, and the operation of each vertex.
 
     The first vertex is the input, the last one the output. What no way from input to output passes through is no part

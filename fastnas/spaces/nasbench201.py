@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -23,11 +23,18 @@ from fastnas.spaces.genotype import NASBENCH201_PRIMITIVES, CellString
 EDGES = dense_edges(1, 3, NASBENCH201_PRIMITIVES)
 
 
-def supernet(channels: int, layers: int, classes: int, image_channels: int = 3) -> Space:
-    """The supernet with ``layers`` = N cells in each of the three stages."""
-    alpha = Alpha("cell", len(EDGES), NASBENCH201_PRIMITIVES)
+def supernet(
+    channels: int,
+    layers: int,
+    classes: int,
+    image_channels: int = 3,
+    primitives: Sequence[str] = NASBENCH201_PRIMITIVES,
+) -> Space:
+    """The supernet with ``layers`` = N cells in each of the three stages, ``primitives`` on each edge."""
+    edges = dense_edges(1, 3, primitives)
+    alpha = Alpha("cell", len(edges), tuple(primitives))
     return Space(
-        "nasbench201", image_channels, _stages(channels, layers, classes, EDGES, search=True), (alpha,)
+        "nasbench201", image_channels, _stages(channels, layers, classes, edges, search=True), (alpha,)
     )
 
 
@@ -37,13 +44,14 @@ def network(genotype: CellString, channels: int, layers: int, classes: int, imag
     return Space("nasbench201", image_channels, _stages(channels, layers, classes, edges, search=False))
 
 
-def derive(alphas: Mapping[str, Tensor]) -> CellString:
+def derive(alphas: Mapping[str, Tensor], primitives: Sequence[str] = NASBENCH201_PRIMITIVES) -> CellString:
     """The cell of alpha: on each edge the primitive that weighs most, ``none`` included.
 
     Args:
-        alphas: "cell", (6, 5) float, before the softmax.
+        alphas: "cell", (6, primitives) float, before the softmax.
+        primitives: those of the supernet.
     """
-    return CellString(tuple(NASBENCH201_PRIMITIVES[int(k)] for k in alphas["cell"].detach().argmax(-1)))
+    return CellString(tuple(primitives[int(k)] for k in alphas["cell"].detach().argmax(-1)))
 
 
 def _stages(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fastnas.errors import FastnasError
 from fastnas.spaces.family import SPACES, Family, family
-from fastnas.spaces.genotype import AnyGenotype, json_object
+from fastnas.spaces.genotype import HOW_OWN, AnyGenotype, json_object, shorten
 
 MOST_BYTES = 2**18
 
@@ -92,7 +92,8 @@ def _parsed_as(wanted: Family, text: str) -> FoundGenotype:
     try:
         genotype = wanted.genotype.parse(text)
     except FastnasError as error:
-        other = named or _first_that_fits(text)
+        other = named if named is not wanted else None
+        other = other or _first_that_fits(text)
         hint = f"it is one of {other.name}; say --space {other.name}" if other is not None else str(error)
         raise FastnasError(f"this genotype does not fit the space {wanted.name}: {hint}") from None
     return FoundGenotype(wanted.name, genotype)
@@ -106,7 +107,12 @@ def _parsed(text: str) -> FoundGenotype:
 
 
 def _why_none(text: str) -> str:
-    """What is wrong with a text that no space reads: by the format that it looks like, if it looks like one."""
+    """What is wrong with a text that no space reads: by the space that it names, or the format that it looks like."""
+    named = (json_object(text) or {}).get("space")
+    if isinstance(named, str) and named not in SPACES:
+        return (
+            f"genotype: it names {shorten(named)} and is of none of the spaces {', '.join(SPACES)}; {HOW_OWN}"
+        )
     signs = {
         "|": "nasbench201",
         "recurrent=": "recurrent",

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnas.errors import FastnasError
 from fastnas.spaces.description import Alpha, Edge, Space, dense_edges
 from fastnas.spaces.genotype import (
+    Drawable,
     Graph,
     Pair,
     call_fields,
@@ -144,7 +145,7 @@ def network(
 
 
 @dataclass(frozen=True)
-class RecurrentGenotype:
+class RecurrentGenotype(Drawable):
     """DARTS' recurrent cell: for each node its (primitive, source state); the output is the mean of ``concat``.
 
     >>> str(RecurrentGenotype((("tanh", 0), ("relu", 1)), (1, 2)))

@@ -16,6 +16,7 @@ from fastnas.errors import FastnasError
 from fastnas.spaces.darts import CONCAT, Content, discrete, reductions, skeleton
 from fastnas.spaces.description import Alpha, Space
 from fastnas.spaces.genotype import (
+    Drawable,
     Graph,
     Pair,
     call_fields,
@@ -33,7 +34,7 @@ PRIMITIVES = ("skip_connect", "sep_conv_3x3")
 
 
 @dataclass(frozen=True)
-class CellSequence:
+class CellSequence(Drawable):
     """The cells of a whole network, one after the other, each as DARTS writes one.
 
     Attributes:

@@ -12,11 +12,14 @@ from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
+from fastnas.supernet.own_primitives import own_primitives, register_primitive
+from fastnas.supernet.primitives import BatchNorm, Context
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
 from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, mean_loss, perplexity
 from fastnas.supernet.reference import Supernet, check_auxiliary, smooth_twin
 
 BACKENDS: dict[str, type[Supernet]] = {"fused": FusedSupernet, "reference": Supernet}
+"""Executors of a space of images by their names."""
 
 
 def build_supernet(
@@ -77,6 +80,8 @@ __all__ = [
     "AnomalyError",
     "Arena",
     "Batch",
+    "BatchNorm",
+    "Context",
     "Executor",
     "FusedRecurrentNetwork",
     "FusedSupernet",
@@ -94,7 +99,9 @@ __all__ = [
     "joined",
     "mean_loss",
     "narrow",
+    "own_primitives",
     "perplexity",
     "pinned",
+    "register_primitive",
     "smooth_twin",
 ]

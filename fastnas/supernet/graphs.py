@@ -19,7 +19,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-Batch: TypeAlias = tuple[Tensor, ...]  # what a network reads, then the targets
+Batch: TypeAlias = tuple[Tensor, ...]
+"""What a network reads, then the targets."""
 Outputs: TypeAlias = tuple[Tensor, ...]
 Body: TypeAlias = Callable[..., Outputs]
 

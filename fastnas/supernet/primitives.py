@@ -1,12 +1,14 @@
 """The primitives and building blocks of the spaces as plain PyTorch modules.
 
-``PRIMITIVES`` maps a name to a factory; a space may use any name in it, so a new primitive is one entry here.
+``PRIMITIVES`` maps a name to a factory; a space may use any name in it, so one more of the library's is one entry here.
+A user's own are entered by ``fastnas.register_primitive`` (``own_primitives.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -77,7 +79,15 @@ class BatchNorm(nn.Module):
 
 @dataclass(frozen=True)
 class Context:
-    """What a primitive is built for: C channels in and out, the stride of its edge, and its cell's conventions."""
+    """What a primitive is built for: C channels in and out, the stride of its edge, and its cell's conventions.
+
+    Attributes:
+        channels: C, of the images that it gets and gives.
+        stride: by which it divides their size, rounding up.
+        affine: whether BatchNorms have scale and shift: a discrete network's have, a supernet's mostly not.
+        normalise_pools: whether a BatchNorm is behind what has no weights, as in DARTS' supernet.
+        statistics: of the network's BatchNorms; ``norm`` hands it on.
+    """
 
     channels: int
     stride: int
@@ -86,7 +96,15 @@ class Context:
     statistics: Statistics
 
     def norm(self, channels: int | None = None) -> BatchNorm:
+        """A BatchNorm as the cell has them, whose running statistics stay put within a hypergradient.
+
+        Args:
+            channels: that it normalises; C if None.
+        """
         return BatchNorm(channels or self.channels, self.affine, self.statistics)
+
+
+Factory: TypeAlias = Callable[[Context], nn.Module]
 
 
 def relu_conv_bn(
@@ -199,7 +217,7 @@ def _skip_connect(ctx: Context) -> nn.Module:
     return nn.Identity() if ctx.stride == 1 else FactorizedReduce(ctx.channels, ctx.channels, ctx.norm())
 
 
-PRIMITIVES: dict[str, Callable[[Context], nn.Module]] = {
+PRIMITIVES: dict[str, Factory] = {
     "max_pool_3x3": _pool(lambda stride: nn.MaxPool2d(3, stride, 1)),
     "avg_pool_3x3": _pool(lambda stride: nn.AvgPool2d(3, stride, 1, count_include_pad=False)),
     "skip_connect": _skip_connect,

@@ -23,15 +23,19 @@ from fastnas.spaces import Cell
 from fastnas.supernet.arena import Arena
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
+from fastnas.supernet.own_primitives import own_primitives
 from fastnas.supernet.reference import Supernet
 
 
 def carries_tangents(net: Executor) -> bool:
     """Whether :func:`loss_tangent` is for ``net``: cells are fused, and on the CPU, where kernels know dual numbers.
 
-    Drop-path takes the kernels' place, and an auxiliary head's loss is no part of what is computed here.
+    Drop-path takes the kernels' place, and an auxiliary head's loss is no part of what is computed here. A primitive of
+    the user's own need not have a forward derivative.
     """
     if not isinstance(net, FusedSupernet) or net.drop_path is not None or net.auxiliary is not None:
+        return False
+    if own_primitives(net.space):
         return False
     return net.has_fused_cells and net.weights.flat.device.type == "cpu"
 

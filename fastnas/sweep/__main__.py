@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas._command import clear_errors
+from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.errors import FastnasError
 
-DESCRIPTION = """Many searches at once on Ray Tune, seeds, estimators, hyperparameters, and one table with mean and
-standard deviation. docs/sweeps.md says what a sweep's file has."""
+DESCRIPTION = f"""Many searches at once on Ray Tune, seeds, estimators, hyperparameters, and one table with mean and
+standard deviation. docs/sweeps.md says what a sweep's file has. {IMPORT_HELP}"""
 EXTRA = {"yaml": "PyYAML", "ray": "Ray Tune"}
 
 
@@ -36,6 +37,8 @@ class Arguments:
     """Of a running Ray cluster, or auto; None: a Ray of its own on this machine."""
     max_concurrent: int | None = None
     """Trials at once; None: what the resources of a trial allow."""
+    quiet: bool = False
+    """Print nothing but the table, and warnings and errors on the standard error."""
 
 
 @clear_errors()
@@ -43,11 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags, runs the sweep, prints its table; status 1 if a trial failed."""
     import tyro
 
+    given = sys.argv[1:] if arguments is None else arguments
     parsed = tyro.cli(
         Arguments,
         prog="python -m fastnas.sweep",
         description=DESCRIPTION,
-        args=sys.argv[1:] if arguments is None else arguments,
+        args=take_imports(given),
         config=(tyro.conf.PositionalRequiredArgs,),
     )
     needed = [module for module in EXTRA if not (module == "ray" and parsed.dry_run)]
@@ -71,7 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
         resume=parsed.resume,
         ray_address=parsed.ray_address,
         max_concurrent=parsed.max_concurrent,
-        command=_command(parsed, sys.argv[1:] if arguments is None else arguments),
+        quiet=parsed.quiet,
+        command=_command(parsed, given),
     )
     print(f"\n{text}")
     if failed:

@@ -6,12 +6,13 @@ import _thread
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fastnas
+from fastnas._imports import import_user_code
 from fastnas.errors import FastnasError
 from fastnas.runs.folder import LOCK, holds_run, locked
 from fastnas.sweep.folder import Outcome, SweepFolder
@@ -19,7 +20,7 @@ from fastnas.sweep.folder import Outcome, SweepFolder
 LEAVING = 60.0  # seconds that a killed sweep's process may take to leave a run's folder
 
 
-def run_trial(folder: Path, name: str, options: dict[str, Any]) -> None:
+def run_trial(folder: Path, name: str, options: dict[str, Any], imports: Sequence[str] = ()) -> None:
     """Searches with ``options`` to the end, or until the sweep's stop file appears; writes the outcome down.
 
     In the main thread of a process: a stop comes as Ctrl-C, after which the search saves and ends.
@@ -28,10 +29,13 @@ def run_trial(folder: Path, name: str, options: dict[str, Any]) -> None:
         folder: of the sweep.
         name: of the trial.
         options: keywords of ``fastnas.search``.
+        imports: what the sweep's ``--import`` named.
     """
     sweep = SweepFolder(folder)
     try:
         with stopped_by(sweep.stop_file):
+            for source in imports:
+                import_user_code(source)
             outcome = _searched(sweep.run_of(name), options)
     except KeyboardInterrupt:  # no outcome: the trial goes on when the sweep is resumed
         return

@@ -23,6 +23,7 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
+from fastnas._imports import imported
 from fastnas.errors import FastnasError
 from fastnas.runs.interrupt import Interrupt
 from fastnas.sweep.description import Resources
@@ -42,7 +43,9 @@ class SearchTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Runs it to its end; what became of it is in the sweep's folder."""
-        run_trial(Path(self.trial["folder"]), self.trial["name"], self.trial["options"])
+        run_trial(
+            Path(self.trial["folder"]), self.trial["name"], self.trial["options"], self.trial["imports"]
+        )
         return {"done": True}
 
 
@@ -171,7 +174,8 @@ def run_trials(
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in the table
     path = folder.path.absolute()
-    given = [{"folder": str(path), "name": trial.name, "options": trial.options} for trial in trials]
+    everywhere = {"folder": str(path), "imports": imported()}
+    given = [{**everywhere, "name": trial.name, "options": trial.options} for trial in trials]
     tune.Tuner(
         tune.with_resources(SearchTrainable, {"cpu": resources.cpus, "gpu": resources.gpus}),
         param_space={"trial": tune.grid_search(given)},

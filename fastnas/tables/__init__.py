@@ -18,13 +18,15 @@ from fastnas.tables.nasbench201 import Nasbench201Result, Nasbench201Row, Nasben
 from fastnas.tables.standing import DATASETS, SPLITS, Standing
 
 Table: TypeAlias = Nasbench201Table | Nasbench101Table
+"""A benchmark's table."""
 Row: TypeAlias = Nasbench201Row | Nasbench101Row
+"""What a table says of one cell."""
 
-# space -> the table that has its cells
 TABLES: dict[str, type[Table]] = {
     "nasbench201": Nasbench201Table,
     **{f"nasbench1shot1-{number}": Nasbench101Table for number in (1, 2, 3)},
 }
+"""The table that has the cells of each space."""
 
 
 def load_table(path: str | Path) -> Table:

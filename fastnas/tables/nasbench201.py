@@ -141,9 +141,11 @@ class Nasbench201Table:
         """The benchmark's number of a cell.
 
         Raises:
-            FastnasError: a text that is no cell of this space.
+            FastnasError: a text that is no cell of this space, or a cell with a primitive of the user's own.
         """
         cell = CellString.parse(arch) if isinstance(arch, str) else arch
+        if own := [op for op in cell.ops if op not in NASBENCH201_PRIMITIVES]:
+            raise FastnasError(f"NAS-Bench-201 has no cell with {own[0]}")
         return int(self._row_of[_PLACES @ [NASBENCH201_PRIMITIVES.index(op) for op in cell.ops]])
 
     def row(self, arch: CellString | str | int) -> Nasbench201Row:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet16": "ImageNet16-120"}
+"""The data sets of the tables, and their names in print."""
 SPLITS = {"val": "validation", "test": "test"}
+"""The parts of each on which accuracies were measured."""
 
 
 @dataclass(frozen=True)

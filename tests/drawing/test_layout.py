@@ -1,6 +1,5 @@
 """Nothing in a drawn cell overlaps: no labels, no nodes, and no edge runs through either."""
 
-
 import pytest
 import torch
 
@@ -19,7 +18,8 @@ def check(graph, weighted, portrait):
     weights = Weights(edges, (None,) * len(graph.labels))
     states = sorted({end for source, target, _ in graph.edges for end in (source, target)})
     drawn = read(cell_svg(graph, weights, ident="a", portrait=portrait))
-    assert len(drawn.nodes) == len(states) and len(drawn.paths) == len(graph.edges)
+    assert len(drawn.nodes) == len(states)
+    assert len(drawn.paths) == len(graph.edges)
     assert list(drawn.labels) == [i for i, show in enumerate(shown) if show]
     assert not faults(graph, drawn, states)
     return drawn

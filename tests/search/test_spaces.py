@@ -7,9 +7,10 @@ import torch
 
 import fastnas
 from fastnas import FastnasError, describe
+from fastnas.search import SearchConfig
 from fastnas.search.__main__ import main
 from fastnas.search.engine import Search
-from fastnas.spaces import CellSequence, Genotype, find_genotype
+from fastnas.spaces import CellSequence, Genotype, find_genotype, make_space
 from tests.interrupted import interrupted_in
 from tests.search.conftest import TINY
 
@@ -51,3 +52,16 @@ def test_primitives_are_kept_by_the_run(tiny, tmp_path):
         fastnas.search(resume=part.out, primitives=primitives[:2])
     with pytest.raises(FastnasError, match="option primitives must be a list of strings or None, got 3"):
         tiny(space="s2", primitives=3)
+
+
+@pytest.mark.parametrize("space", ["darts", "nasbench201"])
+def test_a_configuration_from_before_primitives_could_be_chosen_is_the_same(space):
+    """A run of then, in its config.json and in its checkpoints, names none."""
+    now = SearchConfig.from_options({"space": space}).resolved()
+    own = now.network.primitives
+    assert own == make_space(space).alphas[0].primitives
+    then = SearchConfig.from_options({**now.to_options(), "primitives": None})
+    assert then.differences(now) == []
+    other = SearchConfig.from_options({**now.to_options(), "primitives": own[1:]})
+    assert then.differences(other) == now.differences(other) == ["primitives"]
+    assert then.differences(SearchConfig.from_options({**now.to_options(), "seed": 1})) == ["seed"]

@@ -4,15 +4,18 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 import fastnas
-from fastnas.search import loop
-from fastnas.search.table import ranks
+from fastnas import FastnasError
+from fastnas.search import SearchConfig, loop
+from fastnas.search.table import open_table, ranks
 from fastnas.spaces import CellMatrix
 from fastnas.tables import Nasbench101Table, load_table
 from fastnas.tables.convert import convert
 from fastnas.tables.nasbench101 import cell_hash
 from tests.interrupted import interrupted_in
+from tests.own_code import as_a_process
 from tests.tables import official101
 from tests.tables.tables import arrays
 
@@ -86,3 +89,14 @@ def test_a_cell_that_a_part_of_a_table_lacks(tiny, tmp_path):
     assert ranks(table, cell) == (
         "table:    CIFAR-10 validation 50.00% (rank 1 of 1), test 50.00% (rank 1 of 1)"
     )
+
+
+def test_no_table_has_cells_with_a_primitive_of_ones_own(tiny, file):
+    few = ("none", "skip_connect", "nor_conv_1x1")
+    assert open_table(SearchConfig.from_options({"space": "nasbench201", "table": file, "primitives": few}))
+    with as_a_process():
+        fastnas.register_primitive("gate", lambda context: torch.nn.Identity())
+        with pytest.raises(FastnasError, match="has no cell with gate; leave it out, or these primitives"):
+            tiny(space="nasbench201", table=file, primitives=[*few, "gate"])
+        with pytest.raises(FastnasError, match="NAS-Bench-201 has no cell with gate"):
+            load_table(file).row("|gate~0|+|none~0|none~1|+|none~0|none~1|none~2|")

@@ -1,0 +1,147 @@
+"""The documentation site: it builds without a warning, all links lead somewhere, and nothing public is left out."""
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from mkdocs.utils import yaml_load
+
+from fastnas.retrain import RetrainConfig
+from fastnas.search import SearchConfig
+from tests.documentation.blocks import COMMENT, FENCE, ROOT, pages
+
+PACKAGES = sorted(path.parent.name for path in (ROOT / "fastnas").glob("*/__init__.py"))
+# What no program outside calls; docs/architecture.md says what is in them.
+INNER = ("kernels", "runs", "sweep")
+COMMANDS = ROOT / "docs/reference/commands.md"  # made by docs/_hooks/commands.py
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+class Page(HTMLParser):
+    """What a page of the site links to, loads and can be linked to at."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loads, self.anchors = [], [], {""}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        target = found.get("href") or found.get("src")
+        if target:
+            (self.links if tag == "a" else self.loads).append(target)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--site-dir",
+            folder,
+        ],  # with --quiet no warning counts
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, "\n".join(line for line in done.stderr.splitlines() if "INFO" not in line)
+    return {path.relative_to(folder): path.read_text() for path in folder.rglob("*.html")}, folder
+
+
+@pytest.fixture(scope="module")
+def parsed(site):
+    return {site[1] / path: Page(text) for path, text in site[0].items() if path.name != "404.html"}
+
+
+def test_every_link_of_the_site_leads_somewhere(parsed):
+    """Those that the hooks write among them, which mkdocs does not look at."""
+    lost, seen = [], 0
+    for path, page in parsed.items():
+        for target in page.links + page.loads:
+            parts = urlsplit(target)
+            if parts.scheme:
+                continue
+            file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            seen += 1
+            if not file.is_file() or (file in parsed and parts.fragment not in parsed[file].anchors):
+                lost.append((path.name, target))
+    assert not lost
+    assert seen > 1000
+
+
+def test_the_site_loads_nothing_from_a_network(site, parsed):
+    assert not [target for page in parsed.values() for target in page.loads if urlsplit(target).scheme]
+    for sheet in site[1].rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()[\s\"']*(?:https?:)?//", sheet.read_text()), sheet.name
+
+
+def test_docstrings_are_rendered(site):
+    """No role, no cross reference and no prompt is left as it stands in the source."""
+    for path, text in site[0].items():
+        assert not re.search(r":(?:func|meth|class|mod|attr|data|exc):", text), path
+        assert "<autoref" not in text, path
+        assert not re.search(r"<blockquote>\s*(<blockquote>|<p>=)", text), path
+
+
+@pytest.mark.parametrize("package", ["", *(name for name in PACKAGES if name not in INNER)])
+def test_everything_public_is_in_the_reference(site, package):
+    name = f"fastnas.{package}".rstrip(".")
+    anchors = set(re.findall(r'id="(fastnas[\w.]*)"', "".join(site[0].values())))
+    module = importlib.import_module(name)
+    public = {one: getattr(module, one) for one in module.__all__ if not one.startswith("__")}
+    assert public
+    for one, found in public.items():
+        defined = f"{getattr(found, '__module__', '')}."  # there, or in a package above, or here
+        places = [anchor.removesuffix(one) for anchor in anchors if anchor.endswith(f".{one}")]
+        assert any(f"{name}." == place or defined.startswith(place) for place in places), (
+            f"{name}.{one}: write ::: {defined}{one} into docs/reference/{package or 'index'}.md"
+        )
+
+
+@pytest.mark.parametrize(("command", "config"), [("search", SearchConfig), ("retrain", RetrainConfig)])
+def test_every_flag_is_in_the_reference(parsed, command, config):
+    (page,) = [page for path, page in parsed.items() if path.name == "commands.html"]
+    wanted = {f"fastnas-{command}-{name.replace('_', '-')}" for name in config().to_options()}
+    assert wanted <= page.anchors
+
+
+def test_links_hold_on_disk_too():
+    lost = []
+    for page in pages():
+        text = FENCE.sub("", (ROOT / page).read_text())
+        for target in LINK.findall(re.sub(r"`[^`\n]+`", "", text)):
+            path = target.partition("#")[0]
+            file = ((ROOT / page).parent / path).resolve()
+            if path and not re.match(r"[a-z]+:", path) and file != COMMANDS:
+                lost += [] if file.exists() else [(page, target)]
+    assert not lost
+
+
+def test_a_page_begins_with_its_title():
+    """It is what the site's navigation and the search call it."""
+    for page in pages():
+        lines = [line for line in (ROOT / page).read_text().splitlines() if line and not COMMENT.match(line)]
+        assert lines[0].startswith("# "), page
+
+
+def test_the_navigation_has_each_page_once():
+    def named(entries):
+        for entry in entries:
+            for value in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from named(value) if isinstance(value, list) else [value]
+
+    found = list(named(yaml_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert len(found) == len(set(found))
+    assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} <= set(found)
