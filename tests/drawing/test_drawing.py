@@ -78,7 +78,7 @@ def test_it_is_saved_by_the_ending_of_its_name(tmp_path, suffix):
         image = Image.open(path)
         assert image.width / image.height == pytest.approx(drawing.width / drawing.height, rel=0.01)
         pixels = np.asarray(image.convert("RGB"), int)
-        assert (abs(pixels - (0, 103, 163)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
+        assert (abs(pixels - (0, 90, 150)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
         assert (pixels.sum(-1) == 3 * 255).mean() > 0.4
 
 
