@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas.errors import FastnasError, RepeatedError, Terminated
+
+
+@dataclass(frozen=True)
+class TerminalConfig:
+    """What is shown; the folder of the run does not say it."""
+
+    quiet: bool = False
+    """Print nothing but what the run has come to, and warnings and errors on the standard error."""
 
 
 @contextmanager
@@ -37,6 +47,9 @@ def clear_errors() -> Iterator[None]:
 
     Ctrl-C ends with what it has to say, or "interrupted", and status 130; SIGTERM, where it is handled, with 143.
     """
+    for stream in (sys.stdout, sys.stderr):  # a locale without a path's letters ends no run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastnas._paths import user_path
+from fastnas._terminal import is_terminal
 from fastnas.data.dataset import Dataset, part_name
 from fastnas.errors import FastnasError
 
@@ -85,7 +87,12 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
 
     # Pillow decodes outside of the interpreter's lock.
     with ThreadPoolExecutor() as pool:
-        for _ in tqdm(pool.map(decode, range(len(entries))), "reading images", len(entries), disable=None):
+        for _ in tqdm(
+            pool.map(decode, range(len(entries))),
+            "reading images",
+            len(entries),
+            disable=not is_terminal(sys.stderr),
+        ):
             pass
     labels = torch.tensor([entry.label for entry in entries])
     return Dataset("folder", images, labels, classes, part_name(train))
@@ -138,7 +145,9 @@ def _scan(files: list[tuple[Path, int]]) -> list[_Entry]:
     entries = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for file, label in tqdm(files, "checking images", disable=None if len(files) > 1 else True):
+        for file, label in tqdm(
+            files, "checking images", disable=not is_terminal(sys.stderr) if len(files) > 1 else True
+        ):
             try:
                 with Image.open(file, formats=FORMATS) as image:
                     entries.append(_Entry(file, label, image.mode, image.size))

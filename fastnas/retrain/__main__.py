@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from fastnas._command import clear_errors, explicit_resume, flag_value, rank
+from fastnas._command import TerminalConfig, clear_errors, explicit_resume, flag_value, rank
 from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.retrain import RetrainConfig, run_retrain
 from fastnas.retrain.folder import read_config
+from fastnas.retrain.summary import ending, quiet
+from fastnas.runs.summary import report_of
 
 DESCRIPTION = f"""Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
 for CIFAR, ImageNet and NAS-Bench-201, or by a small one on scikit-learn's digits. --genotype takes the folder of a
-search. Prints the result and where the run is. {IMPORT_HELP}"""
+search. Prints the result and where the run is, and leaves a report there, report.html.
+{IMPORT_HELP}"""
+
+
+@dataclass(frozen=True)
+class Command(RetrainConfig):
+    """A retraining, and what of it is shown."""
+
+    terminal: TerminalConfig = field(default_factory=TerminalConfig)
+
+    def to_options(self) -> dict[str, Any]:
+        """Those of the retraining: what is shown is none of them."""
+        return {name: value for name, value in super().to_options().items() if name != "quiet"}
 
 
 @clear_errors()
@@ -22,34 +38,29 @@ def main(arguments: list[str] | None = None) -> None:
 
     typed = sys.argv[1:] if arguments is None else arguments
     arguments = explicit_resume(take_imports(typed))
-    config = tyro.cli(
-        RetrainConfig,
+    command = tyro.cli(
+        Command,
         prog="python -m fastnas.retrain",
         description=DESCRIPTION,
         args=arguments,
         default=_defaults(arguments),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    found = run_retrain(config, arguments=typed)
+    is_quiet, config = command.terminal.quiet, RetrainConfig.from_options(command.to_options())
+    found = run_retrain(config, progress=not is_quiet, arguments=typed)
     if rank():
         return
-    lines = [f"{name.replace('_', ' ')}: {_shown(value)}" for name, value in found.result.items()]
-    print("\n" + "\n".join([*lines, f"run: {found.out}"]))
+    report = report_of(found.out)
+    print(quiet(found) if is_quiet else ending(found, report))
 
 
-def _shown(value: object) -> str:
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
-
-
-def _defaults(arguments: list[str]) -> RetrainConfig:
+def _defaults(arguments: list[str]) -> Command:
     """What a flag that is not given means: the resumed run's value, or the ordinary default."""
     resume = flag_value(arguments, "--resume")
     if resume in (None, "None"):
-        return RetrainConfig()
+        return Command()
     stored = read_config(Path(str(resume)) / "config.json").to_options()
-    return RetrainConfig.from_options({**stored, "out": None})
+    return Command.from_options({**stored, "out": None})
 
 
 if __name__ == "__main__":

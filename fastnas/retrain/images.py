@@ -230,7 +230,6 @@ class ImageTrainer:
         return [
             f"train loss {row['train_loss']:.3f} acc {100 * row['train_accuracy']:.1f}%",
             f"test loss {row['test_loss']:.3f} acc {100 * row['test_accuracy']:.2f}%",
-            f"{row['images_per_second']:.0f} img/s",
         ]
 
     def tensors(self) -> dict[str, Tensor]:

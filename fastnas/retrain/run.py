@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
+from fastnas._terminal import size_of
 from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
 from fastnas.retrain.memory import without_memory
+from fastnas.retrain.summary import beginning
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
 from fastnas.runs.checkpoint import Moment, State, put_back, put_back_random_states, random_states
@@ -49,6 +51,19 @@ class RetrainResult:
     genotype: AnyGenotype
     out: Path
     config: RetrainConfig
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes the run's report, one HTML file, and says where it is.
+
+        Args:
+            path: the file; None: report.html in the run's folder.
+
+        Raises:
+            FastnasError: ``path`` cannot be written.
+        """
+        from fastnas.report import write_report  # here: it draws with matplotlib, which takes its time
+
+        return write_report([self.out], path)
 
     def _repr_html_(self) -> str:
         from fastnas.drawing.notebook import retrain_html
@@ -107,6 +122,9 @@ def run_retrain(
             if config.run.resume is not None:
                 rows = _taken_up(trainer, config, folder, progress)
             live.serve(folder.path, progress)
+            if progress:
+                width = size_of(sys.stdout).columns
+                say(beginning(trainer, config, folder.path, len(rows), width))
             _epochs(trainer, config, folder, rows, progress, interrupt)
             ranks.average_(trainer.net.running.flat)
             result = result_of(trainer, config, genotype, rows)

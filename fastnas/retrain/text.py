@@ -242,7 +242,6 @@ class TextTrainer:
             f"train loss {row['train_loss']:.3f}",
             f"val perplexity {row['val_perplexity']:.2f}",
             f"test perplexity {row['test_perplexity']:.2f}",
-            f"{row['words_per_second']:.0f} words/s",
             *(["mean of weights"] if row["averaged_steps"] else []),
         ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas._terminal import size_of
 from fastnas.bilevel import NotFiniteError
 from fastnas.doctor import check_first_use
 from fastnas.errors import FastnasError
@@ -30,6 +31,7 @@ from fastnas.search.engine import Search, device_of
 from fastnas.search.folder import RunFolder
 from fastnas.search.memory import check_memory, without_memory
 from fastnas.search.self_audit import audit_line
+from fastnas.search.summary import beginning
 from fastnas.search.table import open_table, table_shown
 from fastnas.search.tensorboard import SearchBoard
 from fastnas.spaces import family
@@ -58,6 +60,19 @@ class SearchResult:
     config: SearchConfig
     stop: Stop | None = None
     table: Table | None = None
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Writes the run's report, one HTML file, and says where it is.
+
+        Args:
+            path: the file; None: report.html in the run's folder.
+
+        Raises:
+            FastnasError: ``path`` cannot be written.
+        """
+        from fastnas.report import write_report  # here: it draws with matplotlib, which takes its time
+
+        return write_report([self.out], path)
 
     def _repr_html_(self) -> str:
         from fastnas.drawing.notebook import search_html
@@ -106,6 +121,8 @@ def run_search(
         with folder.resumable(config.run.detect_anomaly), memory_told(lambda: without_memory(search, folder)):
             if config.run.resume is not None:
                 rows = _taken_up(search, folder, progress)
+            if progress:
+                say(beginning(search, folder.path, size_of(sys.stdout).columns))
             live.serve(folder.path, progress)
             stop = _epochs(search, folder, rows, progress)
             genotype, alphas = search.genotype(), search.alphas()

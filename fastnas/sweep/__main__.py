@@ -37,6 +37,8 @@ class Arguments:
     """Of a running Ray cluster, or auto; None: a Ray of its own on this machine."""
     max_concurrent: int | None = None
     """Trials at once; None: what the resources of a trial allow."""
+    quiet: bool = False
+    """Print nothing but the table, and warnings and errors on the standard error."""
 
 
 @clear_errors()
@@ -73,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         resume=parsed.resume,
         ray_address=parsed.ray_address,
         max_concurrent=parsed.max_concurrent,
+        quiet=parsed.quiet,
         command=_command(parsed, given),
     )
     print(f"\n{text}")

@@ -44,6 +44,7 @@ def run_sweep(
     resume: bool = False,
     ray_address: str | None = None,
     max_concurrent: int | None = None,
+    quiet: bool = False,
     command: str = "",
 ) -> tuple[str, bool]:
     """Runs what is left of a sweep; its table, and whether a trial failed.
@@ -54,6 +55,7 @@ def run_sweep(
         resume: go on with what the folder holds, if anything.
         ray_address: of a cluster; None: a Ray on this machine.
         max_concurrent: trials at once.
+        quiet: say nothing of searches that end.
         command: what to type to go on, for the sentence after Ctrl-C.
 
     Raises:
@@ -69,7 +71,7 @@ def run_sweep(
     folder.begin(sweep, trials, resume=resume)
     try:
         left = [trial for trial in trials if _is_left(folder, trial)]
-        counter = _Counter(len(trials), len(trials) - len(left), columns[0])
+        counter = _Counter(len(trials), len(trials) - len(left), columns[0], quiet)
         with interrupt_flag() as interrupt:
             if left:
                 from fastnas.sweep.tuning import check_resources, connected, run_trials
@@ -98,15 +100,17 @@ def run_sweep(
 
 
 class _Counter:
-    """Prints a line for every trial that ends."""
+    """Prints a line for every trial that ends, unless it is to be quiet."""
 
-    def __init__(self, total: int, done: int, column: str) -> None:
-        self.total, self.done, self.column = total, done, column
-        if done:
+    def __init__(self, total: int, done: int, column: str, quiet: bool) -> None:
+        self.total, self.done, self.column, self.quiet = total, done, column, quiet
+        if done and not quiet:
             print(f"{done} of {total} searches had ended before")
 
     def say(self, name: str, outcome: Outcome) -> None:
         self.done += 1
+        if self.quiet:
+            return
         value = value_of(outcome.row, self.column)
         if outcome.row is None:
             told = f"failed: {outcome.sentence}"

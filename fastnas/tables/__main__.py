@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import tyro
 from tqdm import tqdm
 
 from fastnas._command import clear_errors
+from fastnas._terminal import is_terminal
 from fastnas.errors import FastnasError
 from fastnas.spaces import read_genotype
 from fastnas.tables import DATASETS, SPLITS, Table, row_of, table_of
@@ -104,7 +106,7 @@ def _top(table: Table, query: Query) -> list[Any]:
 
 def _convert(source: Path, out: Path) -> None:
     check_new(out)
-    with tqdm(unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(unit="B", unit_scale=True, disable=not is_terminal(sys.stderr)) as bar:
         table = convert(source, out, bar)
     print(f"{out}: {table.title}, {table.cells:,} cells, {out.stat().st_size:,} bytes")
 

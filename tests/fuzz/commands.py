@@ -168,6 +168,7 @@ TARGETS = (
         _lines(
             "--space nasbench201 --channels 2 --layers 1 --json",
             "--genotype DARTS_V2 --dot",
+            "--genotype ENAS --draw /nowhere/cells.svg",
             "--space recurrent --channels 8 --classes 9",
             "--space nasbench201 --layers 1 --image-size 8 --image-channels 1",
         ),

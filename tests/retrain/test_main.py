@@ -23,8 +23,9 @@ def test_it_trains_resumes_and_its_folder_can_be_described(tmp_path, capsys):
     shown = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert "epoch 1/1  train loss" in shown
-    assert f"test accuracy: {result['test_accuracy']:.4g}" in shown
-    assert f"run: {out}" in shown
+    assert f"test:     accuracy {100 * result['test_accuracy']:.2f}%" in shown
+    assert f"run:      {out}" in shown
+    assert f"report:   {out / 'report.html'}" in shown
     main([f"--out={out}", "--resume"])
     assert "epoch 1/1" not in capsys.readouterr().out
     describe.main([f"--genotype={out}", "--json"])
