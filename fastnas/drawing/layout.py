@@ -26,7 +26,7 @@ MARGIN = 8.0
 PHONE = 300.0  # of its 360 pixels, what a cell may always take across
 MOST_EDGES = 200  # of a cell: the reader of more would see a grey area
 LONGEST_NAME = 40
-PASSES = 24
+PASSES = 40
 
 _GAPS = {(STATE, BEND): 10.0, (LABEL, LABEL): 7.0, (LABEL, BEND): 7.0, (BEND, BEND): 9.0}
 
@@ -251,7 +251,7 @@ def _across(ranks: Ranks, room: _Room) -> dict[Item, float]:
     order = list(ranks.rows)
     for _ in range(PASSES):
         moved = max(_settle(row, pulls, room, cross) for row in order)
-        if moved < 0.5:
+        if moved < 0.2:
             break
         order.reverse()
     for edge, chain in enumerate(ranks.chains):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -77,8 +78,14 @@ def test_it_is_saved_by_the_ending_of_its_name(tmp_path, suffix):
         image = Image.open(path)
         assert image.width / image.height == pytest.approx(drawing.width / drawing.height, rel=0.01)
         pixels = np.asarray(image.convert("RGB"), int)
-        assert (abs(pixels - (0, 103, 163)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
+        assert (abs(pixels - (0, 90, 150)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
         assert (pixels.sum(-1) == 3 * 255).mean() > 0.4
+
+
+def test_the_picture_of_the_readme_is_what_is_drawn():
+    """If not: python -m fastnas.describe --genotype docs/images/cell.json --draw docs/images/cell.svg"""
+    images = Path(__file__).parents[2] / "docs/images"
+    assert fastnas.draw(images / "cell.json").svg() == (images / "cell.svg").read_text(encoding="utf-8")
 
 
 def test_normal_is_left_of_reduction():

@@ -12,6 +12,7 @@ import pytest
 from fastnas import describe
 from fastnas.search.__main__ import main
 from fastnas.spaces import SPACES
+from fastnas.spaces.genotype import HOW_OWN
 from tests.checkpoints import sealed
 
 TINY = [
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_sentence_and_status_2(arguments, sentence, tmp_path, m
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = command("--space", "dart", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: unknown space 'dart'; known are {', '.join(SPACES)}\n"
+    assert done.stderr == f"error: unknown space 'dart'; known are {', '.join(SPACES)}; {HOW_OWN}\n"
 
 
 def test_an_unknown_flag_is_status_2(capsys):
