@@ -235,6 +235,22 @@ def test_a_terminal_may_become_another_width(terminal):
     assert widths[120] > widths[60] > widths[30] > widths[18]
 
 
+def test_a_line_that_comes_back_from_tee_finds_no_bar(terminal, monkeypatch):
+    screen, told = terminal(80), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", told)
+    with Progress(100, 50, unit="img") as bar:
+        bar.set_postfix({"loss": "1.0"})
+        bar.tell(["epoch 1/2", "loss 1.0"])
+        bar.set_description("epoch 2/2")
+        screen.file.write("here")
+        bar.refresh()
+    before, _, after = screen.read().partition("here")
+    assert told.getvalue() == "epoch 1/2  loss 1.0\n"
+    assert any("loss 1.0" in line for line in drawn(before))
+    assert lines_of(before) == [""]
+    assert any("epoch 2/2" in line for line in drawn(after))
+
+
 def test_quiet_says_what_was_found_alone(tmp_path, capsys, monkeypatch):
     for main, flags, label in (
         (search, SEARCH, "genotype:"),
