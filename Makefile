@@ -49,7 +49,7 @@ test: install
 
 # The site: build/docs/index.html opens from the disk. A warning, a broken link or anchor among them, is an error.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 bench: install
 	$(BIN)/python -m pytest --benchmark-only $(ARGS)

@@ -7,7 +7,6 @@ one pass, forward + backward; T and K on a whole step of iDARTS, whose memory sh
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -146,10 +145,6 @@ class CostConfig:
         for quantity in self.varied:
             if not getattr(self.values, quantity):
                 raise FastnasError(f"values.{quantity} is empty; give at least one value")
-        if importlib.util.find_spec("matplotlib") is None:
-            raise FastnasError(
-                "the plot needs matplotlib, which is not installed; run `pip install matplotlib`"
-            )
         for contest in (self.contest(), *(self.contest(*point) for point in self.points())):
             contest.check()
             make_space(self.space, channels=contest.channels, layers=contest.depth)

@@ -119,7 +119,8 @@ def check_imports(folder: Path, content: Mapping[str, Any]) -> None:
         if missing:
             raise FastnasError(
                 f"the run in {folder} needs {', '.join(missing)}, which the user's own code registered: add "
-                f"{FLAG} {shlex.quote(source)} if you trust that {'file' if source.endswith('.py') else 'module'}"
+                f"{FLAG} {shlex.quote(source)} (in Python, import it) if you trust that "
+                f"{'file' if source.endswith('.py') else 'module'}"
             )
 
 

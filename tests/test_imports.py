@@ -208,7 +208,7 @@ def test_what_a_run_says_is_only_told(there, imports):
     check_imports(there, {"imports": imports})
     wanted = {"source": "./os; rm.py", "primitives": ["gate"], "spaces": ["mine"]}
     with pytest.raises(
-        FastnasError, match=r"needs gate, mine, .* add --import './os; rm.py' if you trust that file"
+        FastnasError, match=r"needs gate, mine, .* add --import './os; rm.py' .* if you trust that file"
     ):
         check_imports(there, {"imports": [wanted]})
 

@@ -69,7 +69,7 @@ def _path(name: str, thing: griffe.Object) -> str | None:
     first, *rest = name.split(".")
     while scope is not None:
         if first in scope.members:
-            found = scope.members[first]
+            found: Any = scope.members[first]
             for part in rest:
                 if part not in found.members:
                     return None

@@ -34,7 +34,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     def led(link: re.Match[str]) -> str:
         label, target = link.groups()
-        return f"{label}({_target(target, label, folder, posixpath.dirname(uri))})"
+        return f"{_titled(label, target, folder)}({_target(target, label, folder, posixpath.dirname(uri))})"
 
     parts = CODE.split(markdown)  # text, code, its fence, text, ...
     return "".join(LINK.sub(led, part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 != 2)
@@ -47,6 +47,17 @@ def _places() -> dict[str, str]:
         f"{RESULTS}/{name}": f"bench/{'index.md' if name == 'README.md' else name}" for name in measured
     }
     return {**BROUGHT, **results}
+
+
+def _titled(label: str, target: str, folder: str) -> str:
+    """A page that is named by its file is named by its title in the site."""
+    path = target.partition("#")[0]
+    file = ROOT / folder / path
+    same = posixpath.basename(label[1:-1]) == posixpath.basename(path)
+    if not (same and path.endswith(".md") and file.is_file()):
+        return label
+    title = re.search(r"^# (.+)$", file.read_text(), re.MULTILINE)
+    return f"[{title[1]}]" if title else label
 
 
 def _target(target: str, label: str, folder: str, here: str) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fastnas.audit.config import AuditConfig
+from fastnas.audit.plot import svg
 from fastnas.errors import FastnasError
 from fastnas.runs.checkpoint import write_atomically
 
@@ -55,12 +55,7 @@ class AuditFolder:
             self.path.rmdir()
 
     def save(self, result: dict[str, Any], text: str) -> None:
-        """Writes the three; without matplotlib two, and says so."""
+        """Writes the three."""
         write_atomically(self.path / "audit.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
         write_atomically(self.path / "audit.txt", text + "\n")
-        try:
-            from fastnas.audit.plot import svg
-        except ImportError:
-            print("no plot was drawn: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
-            return
         write_atomically(self.path / "audit.svg", svg(result))

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from fastnas.retrain import RetrainResult
     from fastnas.search import SearchResult
 
-WIDEST = 1240.0  # of a row of cells, in pixels
+WIDEST, FEW = 1240.0, 4  # of a row of cells, in pixels; more cells than these few may take twice that
 GAP, HEADING = 28.0, 30.0
+MOST_CELLS = 200
 SUFFIXES = (".svg", ".png", ".pdf")
 
 
@@ -97,9 +98,16 @@ class Drawing:
     def parts(self) -> tuple[Part, ...]:
         """The cells in rows, equal ones that follow each other as one."""
         found, x, y, depth = [], 0.0, HEADING, 0.0
-        for heading, graph, weights in self._runs():
+        runs = list(self._runs())
+        if len(runs) > MOST_CELLS:
+            raise FastnasError(
+                f"the genotype has {len(runs):,} different cells, and {MOST_CELLS} can be drawn; "
+                "print them with python -m fastnas.describe --dot"
+            )
+        widest = WIDEST if len(runs) <= FEW else 2 * WIDEST
+        for heading, graph, weights in runs:
             layout = layout_of(graph, weights)
-            if x and x + layout.width > WIDEST:
+            if x and x + layout.width > widest:
                 x, y, depth = 0.0, y + depth + GAP + HEADING, 0.0
             found.append(Part(heading, graph, weights, layout, x, y))
             x, depth = x + layout.width + GAP, max(depth, layout.height)

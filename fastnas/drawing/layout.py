@@ -24,9 +24,9 @@ CHARACTER = 0.602  # of its font's size, in the monospaced fonts that there are
 LABEL_HEIGHT, NODE_SIZE, PORT = 19.0, 26.0, 10.0
 MARGIN = 8.0
 PHONE = 300.0  # of its 360 pixels, what a cell may always take across
-MOST_EDGES = 500  # of a cell: the reader of more would see a grey area
+MOST_EDGES = 200  # of a cell: the reader of more would see a grey area
 LONGEST_NAME = 40
-PASSES = 24
+PASSES = 40
 
 _GAPS = {(STATE, BEND): 10.0, (LABEL, LABEL): 7.0, (LABEL, BEND): 7.0, (BEND, BEND): 9.0}
 
@@ -91,7 +91,7 @@ def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:
         columns(label_text(name, weight)) for name, weight in zip(graph.labels, weights.nodes, strict=True)
     )
     labels = (
-        len(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
+        columns(label_text(edge[2], weight)) for edge, weight in zip(graph.edges, weights.edges, strict=True)
     )
     edges = tuple((source, target) for source, target, _ in graph.edges)
     return laid_out(Shape(tuple(states), edges, tuple(labels)), portrait)
@@ -251,7 +251,7 @@ def _across(ranks: Ranks, room: _Room) -> dict[Item, float]:
     order = list(ranks.rows)
     for _ in range(PASSES):
         moved = max(_settle(row, pulls, room, cross) for row in order)
-        if moved < 0.5:
+        if moved < 0.2:
             break
         order.reverse()
     for edge, chain in enumerate(ranks.chains):

@@ -1,6 +1,6 @@
 """Kinds of primitives, and their colours on light and on dark paper.
 
-The hues are Okabe and Ito's, which stay apart for colour-blind readers; a primitive's name is always written, too.
+Hues and lightnesses are such that colour-blind readers tell the kinds apart; a primitive's name is always there, too.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ LIGHT = {
     "muted": "#5f6b76",
     "node": "#eef1f4",
     "input": "#dfe5ea",
-    "convolution": "#0067a3",
+    "convolution": "#005a96",
     "convolution-paper": "#e5f1f9",
     "pooling": "#b84f00",
     "pooling-paper": "#fdefe2",
-    "skip": "#00785a",
+    "skip": "#12906c",
     "skip-paper": "#e2f4ee",
     "none": "#75808a",
     "none-paper": "#ffffff",
-    "other": "#96487a",
+    "other": "#6d1f5f",
     "other-paper": "#f8eaf3",
     "plain": "#5f6b76",
     "plain-paper": "#ffffff",
@@ -42,7 +42,7 @@ DARK = {
     "muted": "#9aa6b1",
     "node": "#242c34",
     "input": "#323d47",
-    "convolution": "#62b5ea",
+    "convolution": "#3f8fd0",
     "convolution-paper": "#10293b",
     "pooling": "#f0a04b",
     "pooling-paper": "#3a2510",
@@ -50,7 +50,7 @@ DARK = {
     "skip-paper": "#0d3026",
     "none": "#87929d",
     "none-paper": "#12171c",
-    "other": "#de95c0",
+    "other": "#e8a0d0",
     "other-paper": "#371d2d",
     "plain": "#9aa6b1",
     "plain-paper": "#12171c",

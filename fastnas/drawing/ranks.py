@@ -68,7 +68,9 @@ def ranked(shape: Shape, *, portrait: bool) -> Ranks:
         between = [Item(LABEL if rank == at else BEND, i, rank) for rank in range(begin.rank + 1, end.rank)]
         chains.append((begin, *between, end))
     items = dict.fromkeys([*states.values(), *(item for chain in chains for item in chain)])
-    rows = [[item for item in items if item.rank == rank] for rank in range(len(used))]
+    rows: Rows = [[] for _ in used]
+    for item in items:
+        rows[item.rank].append(item)
     return Ranks(tuple(map(tuple, _few_crossings(rows, chains))), tuple(chains))
 
 

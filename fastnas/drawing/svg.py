@@ -57,6 +57,7 @@ def _properties(colours: dict[str, str]) -> str:
 
 
 STYLE = style()
+"""The CSS of a drawing, light and dark, which a page includes once."""
 
 
 def cell_svg(graph: Graph, weights: Weights | None = None, *, ident: str, portrait: bool = False) -> str:
@@ -103,11 +104,12 @@ def content(graph: Graph, weights: Weights, layout: Layout) -> str:
 
     Colours are attributes, too, for programs that know no custom properties.
     """
-    parts = []
+    parts, names = [], state_names(graph)
     for i, curves in enumerate(layout.curves):
         parts.append(_edge(i, graph.edges[i][2], weights.edges[i], curves))
     for i, box in layout.labels.items():
-        parts.append(_label(graph, i, weights.edges[i], box))
+        source, target, label = graph.edges[i]
+        parts.append(_label(i, f"{names[source]} → {names[target]}", label, weights.edges[i], box))
     targets = {target for _, target, _ in graph.edges}
     sources = {source for source, _, _ in graph.edges}
     for state, box in layout.nodes.items():
@@ -160,12 +162,11 @@ def arrow(curves: Sequence[Curve]) -> list[Point]:
     return [(x, y), *((round(a, 1), round(b, 1)) for a, b in sides)]
 
 
-def _label(graph: Graph, i: int, weight: float | None, box: Box) -> str:
-    source, target, label = graph.edges[i]
-    names, kind = state_names(graph), kind_of(label)
+def _label(i: int, ends: str, label: str, weight: float | None, box: Box) -> str:
+    kind = kind_of(label)
     dash = ' stroke-dasharray="3 3"' if kind == "none" else ""
     colours = f'fill="{LIGHT[kind + "-paper"]}" stroke="{LIGHT[kind]}"{dash}'
-    tip = escape(f"{names[source]} → {names[target]}" + (f": {short(label)}" if label else ""))
+    tip = escape(f"{ends}: {short(label)}" if label else ends)
     return (
         f'<g class="cell-op{_classes(label)}" data-edge="{i}"><title>{tip}</title>{_rect(box, 9, colours)}'
         f"{_text(box, label, weight, LABEL_FONT, 'edge', i)}</g>"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fastnas.drawing.layout import label_text
+from fastnas.drawing.layout import label_text, short
 from fastnas.drawing.weights import Weights, no_weights
 from fastnas.drawing.words import state_names
 from fastnas.spaces.genotype import AnyGenotype, Graph
@@ -93,20 +93,18 @@ def _block(graph: Graph, weights: Weights, signs: dict[str, str]) -> list[str]:
     ]
     longest = max((len(names[source]) for source, _, _ in labelled), default=0)
     labels = max((len(label_text(label, weight)) for _, label, weight in labelled), default=0)
-    line, lines = signs["line"], [graph.name]
-    for state in range(len(names)):
-        entering = [(i, edge) for i, edge in enumerate(graph.edges) if edge[1] == state]
-        plain = [names[source] for _, (source, _, label) in entering if not label]
-        edges = [
-            (names[source], label_text(label, weights.edges[i]))
-            for i, (source, _, label) in entering
-            if label
-        ]
-        for k, (source, label) in enumerate(edges):
-            end = _end(k, len(edges), signs) + (f"{line}{signs['arrow']} {shown[state]}" if k == 0 else "")
-            lines.append(
-                f"{source} {line * (longest - len(source) + 2)} {label} {line * (labels - len(label) + 1)}{end}"
-            )
+    line, lines = signs["line"], [short(graph.name)]
+    entering: dict[int, list[int]] = {}
+    for i, (_, target, _) in enumerate(graph.edges):
+        entering.setdefault(target, []).append(i)
+    for state in sorted(entering):
+        edges = [(i, names[graph.edges[i][0]], graph.edges[i][2]) for i in entering[state]]
+        several = [(source, label_text(label, weights.edges[i])) for i, source, label in edges if label]
+        plain = [source for _, source, label in edges if not label]
+        for k, (source, label) in enumerate(several):
+            end = _end(k, len(several), signs) + (f"{line}{signs['arrow']} {shown[state]}" if k == 0 else "")
+            room = line * (longest - len(source) + 2), line * (labels - len(label) + 1)
+            lines.append(f"{source} {room[0]} {label} {room[1]}{end}")
         if plain:
             lines.append(f"{', '.join(plain)} {line * 2}{signs['arrow']} {shown[state]}")
     return lines

@@ -25,7 +25,7 @@ from fastnas.report.compare import agreements, compared, groups_of, statistics
 from fastnas.report.curves import charts_of
 from fastnas.report.figures import figures_of, head_of, readout_of
 from fastnas.report.read import Run
-from fastnas.report.settings import command_of, options_of, origin_of, typed, written
+from fastnas.report.settings import command_of, options_of, origin_of, result_of, typed, written
 
 GENERATOR = "fastnas.report"  # what makes a file one that may be written anew
 OPEN = 4  # heat maps that are not folded
@@ -156,7 +156,7 @@ def _section(of: Shown, painter: Painter, *, whole: bool) -> dict[str, Any]:
         "origin": origin_of(run),
         "command": command_of(run),
         "typed": typed(run),
-        "result": {name: written(value) for name, value in run.result.items()},
+        "result": result_of(run),
         "table": _table(run) if whole else None,
         "payload": _packed(_payload(of, whole=whole)),
         "whole": whole,

@@ -96,7 +96,7 @@ class Run:
         return tuple(number(row, name) for row in self.rows)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: str | Path) -> Run:
     """The run in the folder ``path``, a search or a retraining, whatever became of it.
 
     Raises:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from fastnas.data import default_augment
 from fastnas.errors import FastnasError
 from fastnas.report.read import KINDS, Run
 from fastnas.retrain.config import RetrainConfig
@@ -25,7 +26,9 @@ def defaults_of(run: Run) -> dict[str, Any]:
     """What the options would be if only the space, the data and the method had been said."""
     if run.kind == "retrain":
         recipe = RECIPES.get(str(run.config.get("recipe")))
-        return _json_like({**RetrainConfig().to_options(), **(recipe.options if recipe else {})})
+        augment = default_augment(str(run.config.get("dataset")))
+        of_data = {"crop_padding": augment.crop_padding, "flip": augment.flip}
+        return _json_like({**RetrainConfig().to_options(), **of_data, **(recipe.options if recipe else {})})
     given = {name: run.config[name] for name in _DECIDING if name in run.config}
     try:
         return _json_like(SearchConfig.from_options(given).resolved().to_options())
@@ -72,6 +75,16 @@ def typed(run: Run) -> str | None:
     if not isinstance(arguments, list) or not all(isinstance(word, str) for word in arguments):
         return None
     return shlex.join(["python", "-m", _MODULES[run.kind], *arguments])
+
+
+def result_of(run: Run) -> dict[str, str]:
+    """What a retraining found that no other part of its report says."""
+    said = {*run.config, *run.versions, "genotype"}
+    return {
+        name: f"{value:.6g}" if isinstance(value, float) else written(value)
+        for name, value in run.result.items()
+        if name not in said
+    }
 
 
 def written(value: Any) -> str:

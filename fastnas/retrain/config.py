@@ -16,7 +16,7 @@ from fastnas.runs.options import Bounds, Options, check_below_one, check_bounds,
 from fastnas.runs.recipes import recipe_of, usual_recipe
 from fastnas.runs.schedule import LARGE_BATCH, SCHEDULES
 from fastnas.runs.text import OF_TEXT, TEXT_BOUNDS, TextConfig, check_left_out, check_rates
-from fastnas.runs.watch import WatchConfig, check_watch
+from fastnas.runs.watch import WatchConfig
 from fastnas.spaces import CellSequence, family, find_genotype
 
 IMAGE_SETS = (*DATASETS, "imagenet")
@@ -289,7 +289,6 @@ def _check(options: Mapping[str, Any]) -> None:
     if options["schedule"] is not None:
         check_choices(options, {"schedule": SCHEDULES})
     check_bounds(options, _BOUNDS)
-    check_watch(options)
     check_rates(options)
     check_below_one(options, _BELOW_ONE)
     if options["seed"] >= 2**32:

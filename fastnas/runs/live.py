@@ -46,6 +46,8 @@ def listening(host: str, port: int, prefix: str = "--") -> socket.socket:
     Raises:
         FastnasError: nothing can listen there.
     """
+    if not 0 <= port <= 65535:
+        raise FastnasError(f"{prefix}port must be from 0 (any that is free) to 65535, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from fastnas.errors import FastnasError
 from fastnas.runs.live import LOOPBACK, Live
-from fastnas.runs.options import flag
 from fastnas.runs.ranks import Ranks
 from fastnas.runs.tensorboard import check_tensorboard
 
@@ -26,14 +22,6 @@ class WatchConfig:
     """Port to listen on; 0: any that is free."""
     tensorboard: bool = False
     """Write event files for TensorBoard under the run's folder, in tensorboard/."""
-
-
-def check_watch(options: Mapping[str, Any]) -> None:
-    """Raises FastnasError if a run with these options cannot be watched."""
-    if not 0 <= options["live_port"] <= 65535:
-        raise FastnasError(
-            f"{flag('live_port')} must be from 0 (any that is free) to 65535, got {options['live_port']}"
-        )
 
 
 def watched(config: WatchConfig, ranks: Ranks) -> Live:

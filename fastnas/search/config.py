@@ -24,7 +24,7 @@ from fastnas.runs.text import (
     check_left_out,
     check_rates,
 )
-from fastnas.runs.watch import WatchConfig, check_watch
+from fastnas.runs.watch import WatchConfig
 from fastnas.search.early_stop import EarlyStop
 from fastnas.spaces import family
 from fastnas.spaces.family import SPACE_HELP, Sizes
@@ -402,7 +402,6 @@ def _check_combinations(options: dict[str, Any]) -> None:
 
 def _check_numbers(options: dict[str, Any]) -> None:
     check_bounds(options, _BOUNDS)
-    check_watch(options)
     if not options["train_portion"] < 1:
         raise FastnasError(
             f"--train-portion must be less than 1 (alpha gets the rest), got {options['train_portion']}"

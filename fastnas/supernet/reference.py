@@ -266,7 +266,7 @@ def check_auxiliary(spec: Auxiliary, height: int, width: int) -> None:
     if min(height, width) < smallest:
         raise FastnasError(
             f"the auxiliary head needs images of {smallest}x{smallest} behind its cell, got {height}x{width}: "
-            "take larger images, or no auxiliary head"
+            "take larger images, or no auxiliary head (--auxiliary 0)"
         )
 
 

@@ -24,30 +24,34 @@ from tests.own_code import as_a_process
 OPTIONS = {"fastnas.search": SearchConfig, "fastnas.retrain": RetrainConfig}
 
 
-def write_data(folder: Path) -> None:
-    """What pages may read: images.npz, photos/ (a folder a class) and text/ (train.txt, valid.txt, test.txt)."""
+def write_data(folder: Path, text: str) -> None:
+    """What pages may read, if ``text`` names it: images.npz, photos/ (a folder a class), text/ (train.txt, ...)."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(600) % 3
-    np.savez(folder / "images.npz", images=images, labels=labels)
-    for image, label, number in zip(images, labels, range(600), strict=True):
-        place = folder / "photos" / ("cat", "dog", "horse")[label]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{number:03}.png")
-    write_corpus(folder / "text")
+    if "images.npz" in text:
+        np.savez(folder / "images.npz", images=images, labels=labels)
+    if "photos" in text:
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            place = folder / "photos" / ("cat", "dog", "horse")[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number:03}.png")
+    if "text/" in text or "--data text" in text:
+        write_corpus(folder / "text")
 
 
 @contextmanager
 def page_run(page: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Runs a page in ``folder`` and yields the names that it leaves; what it registered is gone afterwards."""
-    write_data(folder)
+    found = blocks(page)
+    write_data(folder, "".join(block.code for block in found))
     modules, threads = set(sys.modules), torch.get_num_threads()
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         with pytest.MonkeyPatch.context() as patch, as_a_process():
             patch.chdir(folder)
             patch.syspath_prepend(folder)
-            for block in blocks(page):
+            for block in found:
                 _run(block, names)
             yield names
     finally:

@@ -60,3 +60,20 @@ def test_gradients_in_the_table_of_estimators():
     assert sorted(name for name, _ in rows) == sorted(set(METHODS) - {"exact", "idarts-release"})
     for name, gradients in rows:
         assert int(gradients) == METHODS[name].gradients(settings), name
+
+
+def test_cosines_are_those_of_the_audit():
+    """Of the output that docs/audit.md shows: `term` to A, two figures, and whether the row has its warning."""
+    output = (ROOT / "docs/audit.md").read_text()
+    rows = re.findall(
+        r"^([a-z][\w-]+) +(exact|r = [\d.]+) +\S+ +\S+ +([\d.]+) .*?( !)?$", output, re.MULTILINE
+    )
+    audited = {(name, way): f"{float(term):.2f}" + (", cut" if cut else "") for name, way, term, cut in rows}
+    table = re.findall(
+        r"^\| `([\w-]+)` \| (\d\S.*?) \| (\d\S.*?) \| (\d\S.*?) \|$",
+        (ROOT / "docs/guide/choosing-an-estimator.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(table) == 9
+    for name, *cosines in table:
+        assert cosines == [audited[name, way] for way in ("exact", "r = 0.1", "r = 0.01")], name

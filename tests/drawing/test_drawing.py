@@ -1,7 +1,9 @@
 """fastnas.draw: from whatever holds a genotype to a file, or one sentence."""
 
 import json
+import math
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -76,8 +78,14 @@ def test_it_is_saved_by_the_ending_of_its_name(tmp_path, suffix):
         image = Image.open(path)
         assert image.width / image.height == pytest.approx(drawing.width / drawing.height, rel=0.01)
         pixels = np.asarray(image.convert("RGB"), int)
-        assert (abs(pixels - (0, 103, 163)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
+        assert (abs(pixels - (0, 90, 150)).sum(-1) < 9).mean() > 0.002  # convolutions are blue
         assert (pixels.sum(-1) == 3 * 255).mean() > 0.4
+
+
+def test_the_picture_of_the_readme_is_what_is_drawn():
+    """If not: python -m fastnas.describe --genotype docs/images/cell.json --draw docs/images/cell.svg"""
+    images = Path(__file__).parents[2] / "docs/images"
+    assert fastnas.draw(images / "cell.json").svg() == (images / "cell.svg").read_text(encoding="utf-8")
 
 
 def test_normal_is_left_of_reduction():
@@ -106,7 +114,8 @@ def test_equal_cells_in_a_row_are_drawn_once_and_twenty_fill_a_page():
     assert len(Drawing(sequence.graphs(), weights).parts) == 4
     space = make_space("s2")
     drawing = fastnas.draw(SPACES["s2"].derive(random_alphas(space)))
-    assert drawing.width <= 1300
+    assert drawing.width <= 2480
+    assert len({part.x for part in drawing.parts}) == 2
     boxes = [(p.x, p.y, p.x + p.layout.width, p.y + p.layout.height) for p in drawing.parts]
     for i, a in enumerate(boxes):
         assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for b in boxes[:i])
@@ -124,6 +133,24 @@ def test_a_run_folder_is_drawn_with_the_alphas_of_its_genotype(found):
     assert fastnas.draw(found.out) == fastnas.draw(str(found.out)) == fastnas.draw(found)
     (found.out / "genotype.json").write_text(json.dumps(found.genotype.to_json()))  # as no epoch wrote it
     assert fastnas.draw(found.out) == fastnas.draw(found.genotype)
+
+
+def test_an_early_stop_goes_back_to_just_its_epoch(tmp_path):
+    """All epochs have one genotype, and the eigenvalue's rise is seen in epoch 20."""
+    config = SearchConfig.from_options(
+        {"space": "nasbench201", "early_stop": True, "spectrum_every": 1, "epochs": 20}
+    )
+    config = replace(config, run=replace(config.run, out=tmp_path / "run")).resolved()
+    folder = RunFolder.for_config(config)
+    folder.start(config)
+    for epoch in range(1, 21):
+        alphas = {"cell": torch.zeros(6, 5)}
+        alphas["cell"][:, 3] = epoch / 10
+        row = {"epoch": epoch, "train_loss": 1.0, "val_loss": 1.0, "genotype": ""}
+        row["alpha_hessian_lambda_max"] = 1.0 if epoch <= 18 else 2.0
+        folder.record(config, row, family("nasbench201").derive(alphas), alphas)
+    (weights,) = fastnas.draw(folder.path).weights
+    assert weights.edges == pytest.approx((math.exp(1.3) / (math.exp(1.3) + 4),) * 6)
 
 
 def test_damaged_alphas_are_said(found):
@@ -185,10 +212,13 @@ def test_what_is_too_large_to_draw_is_said_and_a_notebook_shows_its_text():
     pairs = tuple(("skip_connect", state) for node in range(300) for state in (node, node + 1))
     large = Genotype(pairs, (2,), V2.reduce, (2,))
     with pytest.raises(
-        FastnasError, match="the cell normal has 601 edges, and 500 can be drawn; print it with"
+        FastnasError, match="the cell normal has 601 edges, and 200 can be drawn; print it with"
     ):
         fastnas.draw(large).svg()
     assert large._repr_svg_() is None
+    cells = [(("skip_connect", 0), (name, 1)) for name in ("skip_connect", "noise")] * 150
+    with pytest.raises(FastnasError, match="has 300 different cells, and 200 can be drawn"):
+        fastnas.draw(CellSequence(tuple(cells), ((2,),) * 300, ())).svg()
 
 
 def test_states_without_an_edge_are_not_drawn():

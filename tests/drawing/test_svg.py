@@ -1,8 +1,10 @@
 """A cell's SVG: what a page and its script find in it, what a blind reader hears, and names that are not kind."""
 
 import re
+from itertools import combinations
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 import fastnas
@@ -122,10 +124,13 @@ def test_names_are_text_whatever_is_in_them(name):
     assert {attribute for element in root.iter() for attribute in element.attrib} <= known
 
 
-def luminance(colour):
+def linear(colour):
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return np.array([p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts])
+
+
+def luminance(colour):
+    return linear(colour) @ (0.2126, 0.7152, 0.0722)
 
 
 def contrast(a, b):
@@ -140,6 +145,31 @@ def test_contrast_is_what_wcag_asks_for(colours):
     assert contrast(colours["muted"], colours["none-paper"]) >= 4.5
     assert all(contrast(colours[line], colours["paper"]) >= 3 for line in ("muted", *KINDS))
     assert all(contrast(colours[kind], colours[f"{kind}-paper"]) >= 3 for kind in KINDS)
+
+
+# Machado, Oliveira and Fernandes 2009: what linear RGB is to readers without one kind of cone.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def seen(colour, deficiency):
+    """CIELAB of a colour as such a reader sees it."""
+    rgb = np.clip(np.array(DEFICIENCIES[deficiency]) @ linear(colour), 0, 1)
+    x, y, z = np.cbrt(XYZ @ rgb / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("deficiency", list(DEFICIENCIES))
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_the_colour_blind_tell_kinds_apart(colours, deficiency):
+    """By 15 units at least; a just noticeable difference is about 2.3. What is "none" is dashed."""
+    kinds = [seen(colours[kind], deficiency) for kind in ("convolution", "pooling", "skip", "other")]
+    assert min(np.linalg.norm(a - b) for a, b in combinations(kinds, 2)) > 15
 
 
 def test_every_custom_property_is_defined_in_light_and_dark():

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,11 @@ c(k-2) ── skip_connect ─┬─▸ 3    0 ─────── skip_connec
 
 def test_two_cells_side_by_side():
     assert text_drawing(read_genotype("darts", "DARTS_V2"), unicode=True) == DARTS_V2
+
+
+def test_the_guide_shows_it():
+    page = Path(__file__).parents[2] / "docs/guide/drawing.md"
+    assert DARTS_V2 in page.read_text(encoding="utf-8")
 
 
 def test_a_narrow_terminal_has_them_one_above_the_other():

@@ -84,8 +84,10 @@ def _table_lines() -> list[bytes]:
     ]
 
 
-_search = mock.patch.object(search_command, "run_search", lambda config: _started(config, RunFolder))
-_retrain = mock.patch.object(retrain_command, "run_retrain", lambda config: _started(config, RetrainFolder))
+_search = mock.patch.object(search_command, "run_search", lambda config, **_: _started(config, RunFolder))
+_retrain = mock.patch.object(
+    retrain_command, "run_retrain", lambda config, **_: _started(config, RetrainFolder)
+)
 _audit = mock.patch.object(audit_command, "AuditFolder", mock.Mock(of=_audited))
 _TOKENS = (
     *(
@@ -166,6 +168,7 @@ TARGETS = (
         _lines(
             "--space nasbench201 --channels 2 --layers 1 --json",
             "--genotype DARTS_V2 --dot",
+            "--genotype ENAS --draw /nowhere/cells.svg",
             "--space recurrent --channels 8 --classes 9",
             "--space nasbench201 --layers 1 --image-size 8 --image-channels 1",
         ),

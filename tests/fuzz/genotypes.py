@@ -1,6 +1,7 @@
 """Targets: genotypes as text, JSON, names and files."""
 
 import json
+from xml.etree import ElementTree
 
 from fastnas.spaces import (
     SPACES,
@@ -91,6 +92,8 @@ def parse(content: bytes) -> None:
         assert kind.parse(str(found)) == found
         assert 0 <= found.skip_share() <= 1
         assert to_dot(found).startswith("digraph")
+        drawn = found._repr_svg_()
+        assert drawn is None or ElementTree.fromstring(drawn.encode()).tag.endswith("svg")
     for error in refusals:  # the first that is none of the library's sentences, if there is one, is the fault
         if type(error).__name__ != "FastnasError":
             raise error

@@ -193,9 +193,10 @@ def test_a_port_that_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_no_port(port):
+def test_no_port(port, tmp_path):
     with pytest.raises(fastnas.FastnasError, match=rf"^--live-port must be from 0 .* to 65535, got {port}$"):
-        SearchConfig.from_options({"live_port": port}).resolved()
+        fastnas.search(**TINY, out=tmp_path / "run", live=True, live_port=port)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_host_is_said(tmp_path, monkeypatch, capsys):

@@ -6,11 +6,13 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 from fastnas.errors import FastnasError
 from fastnas.report import server as module
+from fastnas.report.command import main
 from fastnas.report.newest import Newest
 from fastnas.report.server import ENDED, Server
 from fastnas.runs.live import address, is_open, listening
@@ -329,3 +331,41 @@ def test_ipv6(newest):
     assert not is_open(listener)
     assert address(listener, "s") == f"http://[::1]:{listener.getsockname()[1]}/s/"
     listener.close()
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """Says its address, and that others may reach it, until Ctrl-C."""
+    (tmp_path / "config.json").write_text('{"config": {"space": "darts"}}')
+
+    def answered_once(server):
+        thread = threading.Thread(target=ThreadingHTTPServer.serve_forever, args=(server, 0.02))
+        thread.start()
+        try:
+            assert ask(server, f"/{server.secret}/")[0] == 200
+            raise KeyboardInterrupt
+        finally:
+            server.shutdown()
+            thread.join()
+
+    monkeypatch.setattr(Server, "serve_forever", answered_once)
+    main([str(tmp_path), "--serve"])
+    out, err = capsys.readouterr()
+    assert out.startswith("live report: http://127.0.0.1:")
+    assert err == ""
+    main([str(tmp_path), "--serve", "--host", "0.0.0.0"])
+    assert capsys.readouterr().err.startswith("other machines may reach the live report: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--out", "a.html"], "--serve shows the report and writes no file"),
+        (["--port", "65536"], "--port must be from 0 "),
+        (["--host", "no.such.host.invalid"], "--host 'no.such.host.invalid' is no address of this machine"),
+    ],
+)
+def test_mistakes_of_the_command(tmp_path, capsys, flags, said):
+    (tmp_path / "config.json").write_text('{"config": {"space": "darts"}}')
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--serve", *flags])
+    assert capsys.readouterr().err.startswith(f"error: {said}")

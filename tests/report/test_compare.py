@@ -1,0 +1,128 @@
+"""Several runs: groups, mean and spread beside numpy's, and which cells agree."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fastnas.report import page, read_run
+from fastnas.report.compare import agreements, compared, groups_of
+from fastnas.report.curves import charts_of
+from tests.report.pages import Page
+from tests.report.runs import write_retraining, write_search
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three seeds of one method and two of another, the last one shorter."""
+    folder = tmp_path_factory.mktemp("compare")
+    found = []
+    for method, seed, epochs in (
+        ("idarts", 0, 4),
+        ("idarts", 1, 4),
+        ("idarts", 2, 3),
+        ("darts", 0, 4),
+        ("darts", 5, 2),
+    ):
+        write_search(folder / f"{method}-{seed}", epochs=epochs, seed=seed, method=method, alphas=False)
+        found.append(read_run(folder / f"{method}-{seed}"))
+    return found
+
+
+def same_length(runs):
+    """Runs of which one was stopped differ in no option: their configurations say the same number of epochs."""
+    for run in runs:
+        run.config["epochs"] = 4
+    return runs
+
+
+def test_groups_are_named_by_what_differs(runs):
+    """The inner steps follow from the method, and the seed is no option of the experiment."""
+    groups = groups_of(same_length(runs))
+    assert [(group.name, len(group.runs)) for group in groups] == [("method idarts", 3), ("method darts", 2)]
+
+
+def test_two_options_that_differ_are_both_named(tmp_path):
+    found = []
+    for i, options in enumerate(({"channels": 4}, {"channels": 6}, {"channels": 6, "batch_size": 32})):
+        write_search(tmp_path / str(i), epochs=1, **options)
+        found.append(read_run(tmp_path / str(i)))
+    assert [group.name for group in groups_of(found)] == [
+        "channels 4, batch_size 64",
+        "channels 6, batch_size 64",
+        "channels 6, batch_size 32",
+    ]
+
+
+def test_runs_that_differ_in_nothing_are_one_group(runs):
+    assert [group.name for group in groups_of(runs[:1])] == ["all runs"]
+
+
+def test_mean_and_spread_are_numpys(runs):
+    groups = groups_of(same_length(runs))
+    charts = {run.name: [c for of in charts_of(run, ()).values() for c in of] for run in runs}
+    (loss,) = [chart for chart in compared(groups, charts) if chart.title == "Loss: validation"]
+    assert loss.epochs == (1, 2, 3, 4)
+    for curve, group in zip(loss.curves, groups, strict=True):
+        for i, epoch in enumerate(loss.epochs):
+            values = [run.values("val_loss")[epoch - 1] for run in group.runs if epoch <= run.epochs[-1]]
+            spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+            assert curve.values[i] == pytest.approx(np.mean(values))
+            assert curve.low[i] == pytest.approx(np.mean(values) - spread)
+            assert curve.high[i] == pytest.approx(np.mean(values) + spread)
+
+
+def test_which_cells_agree_is_counted(runs):
+    for agreement in agreements(runs):
+        graphs = [next(g for g in run.genotype.graphs() if g.name == agreement.name) for run in runs]
+        for (source, target), found, shares in zip(
+            agreement.edges, agreement.by_run, agreement.shares, strict=True
+        ):
+            for graph, op in zip(graphs, found, strict=True):
+                there = [
+                    o for a, b, o in graph.edges if (graph.labels[a], graph.labels[b]) == (source, target)
+                ]
+                assert there == ([op] if op else [])
+            assert dict(shares) == {op: found.count(op) / 5 for op in found if op}
+
+
+def test_the_consensus_is_what_more_than_half_have(tmp_path):
+    """Three runs, two of them alike: their cell, each edge with its share."""
+    for i, seed in enumerate((3, 3, 4)):
+        write_search(tmp_path / str(i), epochs=2, seed=seed, alphas=False)
+    found = [read_run(tmp_path / str(i)) for i in range(3)]
+    for agreement in agreements(found):
+        alike, other = (
+            next(g for g in run.genotype.graphs() if g.name == agreement.name) for run in found[1:]
+        )
+        named = {
+            (alike.labels[a], alike.labels[b], op): 3 if (a, b, op) in other.edges else 2
+            for a, b, op in alike.edges
+            if op
+        }
+        labels = agreement.consensus.labels
+        shares = {
+            (labels[a], labels[b], op): weight
+            for (a, b, op), weight in zip(agreement.consensus.edges, agreement.weights.edges, strict=True)
+            if op
+        }
+        assert shares == pytest.approx({edge: count / 3 for edge, count in named.items()})
+
+
+def test_the_page_of_a_comparison(runs, monkeypatch):
+    monkeypatch.setattr(sys.modules["fastnas.report.page"], "WHOLE", 0)  # in less time
+    found = Page(page(same_length(runs)))
+    values = [run.rows[-1]["val_accuracy"] * 100 for run in runs[:3]]
+    assert f"{np.mean(values):.2f} % ± {np.std(values, ddof=1):.2f} %" in found.text
+    assert found.payload("all")["epochs"] == [1, 2, 3, 4]
+    assert len([a for a in found.all("section") if a.get("class") == "run"]) == 5
+    idents = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(set(idents)) == len(idents)
+
+
+def test_a_search_beside_a_retraining(tmp_path, runs, monkeypatch):
+    monkeypatch.setattr(sys.modules["fastnas.report.page"], "WHOLE", 0)
+    write_retraining(tmp_path / "retraining")
+    found = Page(page([runs[0], read_run(tmp_path / "retraining")]))
+    assert "kind search" in found.text
+    assert "kind retrain" in found.text
