@@ -35,7 +35,7 @@ from fastnas.search.tally import Tally
 from fastnas.search.task import Stream, Task, make_task
 from fastnas.spaces import family
 from fastnas.spaces.family import AnyGenotype
-from fastnas.supernet import Batch, Executor, Graphs, cuda_graphs
+from fastnas.supernet import Batch, Executor, Graphs, check_twice_differentiable, cuda_graphs
 from fastnas.tables import Table
 
 RANKS_CHECKED_EVERY = 50  # steps; and before every checkpoint
@@ -71,6 +71,7 @@ class Search:
             if "alloc" not in str(error):
                 raise
             raise FastnasError(f"{self.task.size_flags()}: no memory for this supernet on {device}") from None
+        _check_products(config, self.net)
         weights = len(self.net.weights)
         if config.hypergradient.method == "exact" and weights > DENSE_LIMIT:
             raise FastnasError(
@@ -356,6 +357,17 @@ def _search_step(
         ranks=ranks,
         detect_anomaly=config.run.detect_anomaly,
     )
+
+
+def _check_products(config: SearchConfig, net: Executor) -> None:
+    """Raises FastnasError if exact products are asked for, and a primitive of the user's own has none."""
+    hyper = config.hypergradient
+    exact = {"--hvp exact": hyper.hvp, "--mixed-product exact": hyper.mixed_product}
+    asked = [flag for flag, way in exact.items() if way == "exact"] + ["--audit-every"] * bool(
+        hyper.audit_every
+    )
+    for flag in asked + ["--difference-radius auto"] * (hyper.difference_radius == "auto"):
+        check_twice_differentiable(net.space, flag)
 
 
 def _graphs(config: SearchConfig, device: torch.device) -> Graphs | None:

@@ -12,7 +12,7 @@ from fastnas.supernet.arena import Arena, gradient_parts, gradients, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, cuda_graphs, eagerly
-from fastnas.supernet.own_primitives import own_primitives, register_primitive
+from fastnas.supernet.own_primitives import check_twice_differentiable, own_primitives, register_primitive
 from fastnas.supernet.primitives import BatchNorm, Context
 from fastnas.supernet.problem import SupernetProblem, narrow, pinned
 from fastnas.supernet.recurrent import FusedRecurrentNetwork, RecurrentNetwork, mean_loss, perplexity
@@ -92,6 +92,7 @@ __all__ = [
     "build_recurrent",
     "build_supernet",
     "check_auxiliary",
+    "check_twice_differentiable",
     "cuda_graphs",
     "eagerly",
     "gradient_parts",

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.bilevel import _arguments as check
-from fastnas.errors import FastnasError
 from fastnas.supernet.anomaly import put_back, random_state, watched
 from fastnas.supernet.arena import Arena, gradient_parts, joined
 from fastnas.supernet.executor import Executor
 from fastnas.supernet.fused import FusedSupernet
 from fastnas.supernet.graphs import Batch, Graphs, eagerly
-from fastnas.supernet.own_primitives import own_primitives
+from fastnas.supernet.own_primitives import check_twice_differentiable
 from fastnas.supernet.tangents import carries_tangents, loss_tangent
 
 
@@ -114,7 +113,7 @@ class SupernetProblem:
         self, batch: Batch, of: Arena, *, weights: Tensor | None = None, alphas: Tensor | None = None
     ) -> Tensor:
         """The gradient by ``of`` of the loss's derivative along the directions."""
-        _check_twice(self.net)
+        check_twice_differentiable(self.net.space, "exact second-order products")
         body = partial(self._product_parts, batch is self.train, of, weights, alphas)
         parts = eagerly(body, batch, keep_random_state=True)
         product = torch.cat([part.reshape(-1) for part in parts])
@@ -198,17 +197,6 @@ def narrow(device: torch.device | str, precision: torch.dtype | None) -> torch.a
     """
     kind = torch.device(device).type
     return torch.autocast(kind, precision, enabled=precision is not None, cache_enabled=False)
-
-
-def _check_twice(net: Executor) -> None:
-    """Raises FastnasError if a primitive of the user's own says that it cannot be differentiated twice."""
-    once = [own.name for own in own_primitives(net.space) if not own.twice_differentiable]
-    if once:
-        raise FastnasError(
-            f"exact second-order products cannot go through {', '.join(once)}, registered with "
-            "twice_differentiable=False; take differences (--hvp difference --mixed-product difference) and a method "
-            "that needs no exact ones"
-        )
 
 
 def double_backward(

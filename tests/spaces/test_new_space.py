@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from fastnas import FastnasError
 from fastnas.spaces import SPACES, Family, find_genotype, make_network, make_space, register
-from fastnas.supernet import build_supernet, gradients
+from fastnas.supernet import SupernetProblem, build_supernet, gradients
 from tests.documentation.blocks import blocks
 from tests.documentation.running import page_run
 
@@ -52,6 +52,13 @@ def test_both_executors_agree_and_the_unknown_primitive_runs_plain(page):
         net.alphas.flat.normal_()
         loss = F.cross_entropy(net(images), labels)
         found.append([loss.detach(), *gradients(loss, net.weights, net.alphas)])
+        problem = SupernetProblem(net, (images, labels), (images, labels))
+        assert (
+            problem.exact_by == "double backward"
+        )  # though there is a fused cell: a gate need not have tangents
+        found[-1].append(
+            problem.train_mixed_product(torch.linspace(-1, 1, len(net.weights), dtype=torch.float64))
+        )
     assert [net.space.stages[i].kind for i in net._fused] == ["early"]
     for fused, reference in zip(*found, strict=True):
         torch.testing.assert_close(fused, reference, rtol=1e-10, atol=1e-13)

@@ -232,8 +232,25 @@ def test_what_is_differentiable_once_takes_differences_alone():
     problem = SupernetProblem(built(space_of("nasbench201"), "fused"), batch(1), batch(2))
     found = t1_t2(problem, products=Products())
     assert found.norm() > 0
-    with pytest.raises(FastnasError, match=r"cannot go through gate, .*take differences"):
+    with pytest.raises(FastnasError, match=r"products cannot go through gate, .*take differences"):
         t1_t2(problem, products=Products("exact", "exact"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [
+        ("--hvp exact", {"hvp": "exact"}),
+        ("--mixed-product exact", {"mixed_product": "exact"}),
+        ("--audit-every", {"audit_every": 1}),
+        ("--difference-radius auto", {"difference_radius": "auto"}),
+    ],
+)
+def test_a_search_that_needs_more_is_refused_before_it_leaves_anything(flag, options, tmp_path):
+    fastnas.register_primitive("gate", lambda c: Module(c, Once.apply), twice_differentiable=False)
+    small = {"channels": 2, "layers": 1, "images": 64, "batch_size": 8, "inner_steps": 2, "threads": 1}
+    with pytest.raises(FastnasError, match=f"^{flag} cannot go through gate, registered with"):
+        fastnas.search(space="nasbench201", primitives=MIXED, out=tmp_path / "run", **small, **options)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
