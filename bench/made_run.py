@@ -1,4 +1,4 @@
-"""Folders as searches leave them, without the searches: for pages that are made of them. Nothing in them was measured."""
+"""Folders as searches leave them, without the searches: for pages that are made of them. None of it is measured."""
 
 from __future__ import annotations
 

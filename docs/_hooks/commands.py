@@ -16,7 +16,11 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 URI = "reference/commands.md"
 WIDE = "110"  # columns: few flags are broken, and groups of options stand below each other
-INTRODUCTION = """# Commands
+INTRODUCTION = """---
+search: {boost: 10}
+---
+
+# Commands
 
 Each takes `--help`, which this page is made from. The flag `--inner-steps` is the keyword `inner_steps` of the function
 in Python; `--flag` and `--no-flag` switch on and off. A mistake is one sentence on the standard error and exit status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 BROUGHT = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 RESULTS = "bench/results"
+NOTEBOOK, AS_PAGE = "examples/search.ipynb", "guide/notebook.md"
 CODE = re.compile(r"(^ *(`{3,}).*?^ *\2 *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\])\(([^()\s]+)\)")
 DECISION = re.compile(r"^(\d+)\. \*\*(.+?)\*\* ?", re.MULTILINE | re.DOTALL)
@@ -21,6 +23,7 @@ def on_files(files: Files, config: Any) -> Files:
     """README.md and its neighbours, and what was measured, are pages and files of the site, too."""
     for path, uri in _places().items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    files.append(File.generated(config, AS_PAGE, content=_notebook()))
     return files
 
 
@@ -38,6 +41,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     parts = CODE.split(markdown)  # text, code, its fence, text, ...
     return "".join(LINK.sub(led, part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 != 2)
+
+
+def _notebook() -> str:
+    """Its text and its code; what it draws is drawn where it is run."""
+    cells = json.loads((ROOT / NOTEBOOK).read_text())["cells"]
+    sources = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+    parts = [f"```python\n{source}\n```" if kind == "code" else source for kind, source in sources]
+    title, _, text = parts[0].partition("\n")
+    whence = f"This page is the notebook `{NOTEBOOK}`, to be run cell by cell."
+    return "\n\n".join([title, whence, text.strip(), *parts[1:]])
 
 
 def _places() -> dict[str, str]:
@@ -65,7 +78,7 @@ def _target(target: str, label: str, folder: str, here: str) -> str:
     if not path or re.match(r"[a-z]+:|/", path):
         return target
     wanted = posixpath.normpath(posixpath.join(folder, path))
-    place = {**_places(), RESULTS: "bench/index.md"}.get(wanted)
+    place = {**_places(), RESULTS: "bench/index.md", NOTEBOOK: AS_PAGE}.get(wanted)
     if place is None:
         if not wanted.startswith("docs/"):
             return target  # none of the site's: mkdocs says so

@@ -54,7 +54,8 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
 
     Every image becomes RGB (transparency is dropped, EXIF rotation is not applied, the first frame
     of an animation is taken), unless all of them are 8-bit greyscale: then there is one channel.
-    Files and folders whose name starts with a dot and files that are not images by name are skipped.
+    Files and folders whose name starts with a dot are skipped in silence; files that are no images by name, and folders
+    inside of a class, with a sentence.
 
     Args:
         root: the folder that holds one folder for each class.
@@ -130,13 +131,19 @@ def _walk(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
             f"{root}: expected one folder of images for each of at least two classes, found {len(folders)} folder(s)"
         )
     files: list[tuple[Path, int]] = []
+    others: list[Path] = []
     for label, folder in enumerate(folders):
-        images = sorted(
-            p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file() and p.name[0] != "."
-        )
+        found = sorted(p for p in folder.iterdir() if p.name[0] != ".")
+        images = [p for p in found if p.suffix.lower() in SUFFIXES and p.is_file()]
         if not images:
             raise FastnasError(f"{folder}: no image in this class folder (looked for {' '.join(SUFFIXES)})")
         files += [(image, label) for image in images]
+        others += sorted(set(found) - set(images))
+    if others:
+        read, first = f"{str(root)!r}: {len(files):,} images are read", str(others[0].relative_to(root))
+        tqdm.write(
+            f"{read}, and {len(others):,} other files or folders are not, such as {first!r}", file=sys.stderr
+        )
     return tuple(folder.name for folder in folders), files
 
 

@@ -16,7 +16,9 @@ from fastnas.report.read import Run
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.genotype import Graph
 
-_STYLED = re.compile(r' style="[^"]*"')  # which the page's policy forbids; its script sets the same
+# The page's style sheet has the colours, its policy forbids styles of elements, and its script sets the same.
+_STYLED = re.compile(r' (?:style|fill|stroke|stroke-width|stroke-dasharray|font-family|font-weight)="[^"]*"')
+_TIP = re.compile(r"(?<=>)<title>.*?</title>", re.DOTALL)  # of a label; that of the whole has an identifier
 _WORDS = re.compile(r"(<desc[^>]*>).*?(</desc>)", re.DOTALL)
 
 
@@ -90,7 +92,7 @@ def changes(run: Run) -> list[tuple[int, list[str], list[str]]]:
 
 
 def drawing(graph: Graph, weights: Weights | None, ident: str, *, portrait: bool = False) -> str:
-    """``cell_svg`` for a page that allows no styles of elements."""
+    """``cell_svg`` for a page that holds its style, and allows none of elements."""
     return _STYLED.sub("", cell_svg(graph, weights, ident=ident, portrait=portrait))
 
 
@@ -98,8 +100,9 @@ def drawing(graph: Graph, weights: Weights | None, ident: str, *, portrait: bool
 def blank_drawing(graph: Graph, weights: Weights | None, ident: str) -> tuple[str, str]:
     """The same for a script that writes the weights of an epoch into it, wide and narrow: its words name none."""
     words = in_words(graph, no_weights(graph)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    wide, narrow = (drawing(graph, weights, ident, portrait=portrait) for portrait in (False, True))
-    return _worded(wide, words), _worded(narrow, words)
+    wide = drawing(graph, weights, ident)
+    narrow = drawing(graph, weights, f"{ident}-narrow", portrait=True)
+    return _worded(wide, words), _TIP.sub("", _worded(narrow, words))  # a telephone has nothing that hovers
 
 
 def _worded(svg: str, words: str) -> str:

@@ -29,6 +29,7 @@ from fastnas.report.settings import command_of, options_of, origin_of, result_of
 
 GENERATOR = "fastnas.report"  # what makes a file one that may be written anew
 OPEN = 4  # heat maps that are not folded
+CHANGES = 100  # of the genotype that are listed, the newest
 WHOLE = 8  # runs of which a comparison shows everything
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -130,6 +131,7 @@ def _section(of: Shown, painter: Painter, *, whole: bool) -> dict[str, Any]:
     """What the template needs for one run; of one of very many its cells and settings alone."""
     run = of.run
     chosen, rest = options_of(run)
+    found = changes(run) if run.kind == "search" else []
     return {
         "ident": of.ident,
         "name": run.name,
@@ -150,7 +152,8 @@ def _section(of: Shown, painter: Painter, *, whole: bool) -> dict[str, Any]:
         ],
         "open": OPEN,
         "genotype": str(run.genotype or (run.genotypes[-1] if run.genotypes else None) or ""),
-        "changes": changes(run) if run.kind == "search" else [],
+        "changes": found[-CHANGES:],
+        "changed": len(found),
         "chosen": chosen,
         "rest": rest,
         "origin": origin_of(run),
@@ -229,13 +232,15 @@ def _payload(of: Shown, *, whole: bool) -> dict[str, Any]:
     """What the script shows of each epoch: texts that are ready, drawings, and weights as numbers."""
     run, cells = of.run, of.cells
     texts = list(dict.fromkeys(map(str, run.genotypes)))
+    drawings = [
+        blank_drawing(graph, weighed, f"{of.ident}-drawn-{i}")
+        for i, (graph, weighed) in enumerate(zip(cells.graphs, cells.weighed, strict=True))
+    ]
     return {
         "epochs": run.epochs,
         "readout": [list(readout_of(run, i).values()) for i in range(len(run.rows))],
-        "drawings": [
-            blank_drawing(graph, weighed, f"{of.ident}-drawn-{i}")
-            for i, (graph, weighed) in enumerate(zip(cells.graphs, cells.weighed, strict=True))
-        ],
+        "wide": [wide for wide, _ in drawings],  # like beside like: what packs them looks back 32 kB
+        "narrow": [narrow for _, narrow in drawings],
         "cells": cells.epochs,
         "weights": [[None if w is None else _numbers(w) for w in row] for row in cells.weights],
         "texts": texts,
@@ -256,7 +261,7 @@ def _values(chart: Chart) -> dict[str, Any]:
 
 
 def _numbers(weights: Weights) -> list[list[float | None]]:
-    return [[None if w is None else round(w, 3) for w in of] for of in (weights.edges, weights.nodes)]
+    return [[None if w is None else round(w, 2) for w in of] for of in (weights.edges, weights.nodes)]
 
 
 def _packed(payload: Mapping[str, Any]) -> str:

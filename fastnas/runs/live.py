@@ -122,7 +122,7 @@ class Live:
         if is_open(self._listener):
             print(OPEN, file=sys.stderr)
         print(
-            f"live report: {self.url} (while it runs; then {run / 'report.html'})",
+            f"live report: {self.url}\n  while it runs; then {run / 'report.html'}",
             file=sys.stdout if progress else sys.stderr,
             flush=True,
         )

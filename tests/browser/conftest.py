@@ -7,7 +7,11 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from bench.chromium import MISSING, chromium, launched
+from bench.made_run import make_run
+from fastnas.report import write_report
 from tests.browser.watched import Watched
+
+EPOCHS = 6
 
 
 def pytest_collection_modifyitems(items):
@@ -27,6 +31,22 @@ def browser():
         running = launched(playwright)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="package")
+def reported(tmp_path_factory):
+    """``reported(epochs, **options)``: a run's folder with its report, made once; ``of`` several: their comparison."""
+    made = {}
+
+    def reported(epochs=EPOCHS, **options):
+        key = (epochs, *sorted(options.items()))
+        if key not in made:
+            folder = make_run(tmp_path_factory.mktemp("reported") / "run", epochs=epochs, **options)
+            write_report([folder])
+            made[key] = folder
+        return made[key]
+
+    return reported
 
 
 @pytest.fixture

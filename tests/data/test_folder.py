@@ -50,6 +50,21 @@ def test_reads_classes_and_pixels_in_name_order(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), np.asarray(picture(seed)))
 
 
+def test_what_is_passed_over_is_said(tmp_path: Path, capsys) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "cat/.hidden").touch()
+    load_dataset("folder", tmp_path)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "dog/1.heic").touch()
+    (tmp_path / "dog/sub\n").mkdir()
+    assert len(load_dataset("folder", tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert (
+        said
+        == f"{str(tmp_path)!r}: 2 images are read, and 2 other files or folders are not, such as 'dog/1.heic'\n"
+    )
+
+
 def test_jpeg_is_read(tmp_path: Path) -> None:
     write(
         tmp_path, {"a/0.jpg": Image.new("RGB", (8, 8), (200, 100, 50)), "b/0.jpeg": Image.new("RGB", (8, 8))}

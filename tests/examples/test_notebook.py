@@ -72,8 +72,9 @@ def test_the_network_learns(outputs):
 
 
 def test_the_report_is_written(outputs):
-
-    assert Path(text(outputs["report-written"]).strip()).read_text().startswith("<!doctype html>")
+    """A comparison of both searches."""
+    page = Path(text(outputs["report-written"]).strip()).read_text()
+    assert all(f">{method}<" in page for method in ("first-order", "idarts"))
 
 
 def test_nothing_but_searches_warns(outputs):

@@ -103,7 +103,7 @@ def test_a_search(tmp_path, monkeypatch, capsys):
     assert (asking[0].last, "epoch <b>2</b> of 2" in asking[0].page) == ("1", True)
     assert not is_there(asking[0].url)
     assert len(result.metrics) == 2
-    assert f"live report: {asking[0].url} " in capsys.readouterr().err
+    assert f"live report: {asking[0].url}\n" in capsys.readouterr().err
 
 
 def check_child(live, pid):
@@ -158,7 +158,7 @@ def test_it_ends_with_the_run(tmp_path, monkeypatch, capsys, ending):
     assert seen[0].returncode == 0
     out, err = capsys.readouterr()
     assert out.count("http://127.0.0.1:") == 1
-    assert f"then {tmp_path / 'report.html'}" in out
+    assert out.endswith(f"\n  while it runs; then {tmp_path / 'report.html'}\n")
     assert err == ""
 
 

@@ -53,8 +53,7 @@
     figure.hidden = drawing === null;
     if (drawing === null) return;
     if (figure.dataset.drawing !== String(drawing)) {
-      figure.querySelector(".wide").innerHTML = run.drawings[drawing][0];
-      figure.querySelector(".narrow").innerHTML = run.drawings[drawing][1];
+      for (const kind of ["wide", "narrow"]) figure.querySelector(`.${kind}`).innerHTML = run[kind][drawing];
       figure.dataset.drawing = drawing;
     }
     if (run.weights[place][slot]) writeWeights(figure, run.weights[place][slot]);
@@ -65,10 +64,10 @@
     for (const figure of all(`.cell[data-run="${name}"]`)) {
       const slot = Number(figure.dataset.slot);
       const drawn = new Set(run.cells.map((cells) => cells[slot]).filter((drawing) => drawing !== null));
-      [".wide", ".narrow"].forEach((kind, i) => {
-        const heights = [...drawn].map((drawing) => Number(/ height="([\d.]+)"/.exec(run.drawings[drawing][i])?.[1] ?? 0));
-        figure.querySelector(kind).style.minHeight = `${Math.max(0, ...heights)}px`;
-      });
+      for (const kind of ["wide", "narrow"]) {
+        const heights = [...drawn].map((drawing) => Number(/ height="([\d.]+)"/.exec(run[kind][drawing])?.[1] ?? 0));
+        figure.querySelector(`.${kind}`).style.minHeight = `${Math.max(0, ...heights)}px`;
+      }
     }
   }
 
