@@ -201,13 +201,24 @@ def _last(values: Sequence[float | None]) -> float | None:
 
 
 def _heat_map(of: Shown, i: int, history: History, painter: Painter) -> dict[str, Any]:
+    least, most = _ends(float(history.weights.min()), float(history.weights.max()))
     return {
         "name": history.name,
         "ident": f"{of.ident}-heat-{i}",
         "svg": Markup(painter.heat_map(history, f"{of.ident}-heat-{i}")),
-        "least": f"{history.weights.min():.3g}",
-        "most": f"{history.weights.max():.3g}",
+        "least": least,
+        "most": most,
     }
+
+
+def _ends(least: float, most: float) -> tuple[str, str]:
+    """Both ends of a scale, with the digits that tell them apart.
+
+    >>> _ends(0.0571, 0.3), _ends(0.12496, 0.12503), _ends(0.125, 0.125)
+    (('0.0571', '0.3'), ('0.12496', '0.12503'), ('0.125', '0.125'))
+    """
+    pairs = [(f"{least:.{digits}g}", f"{most:.{digits}g}") for digits in range(3, 8)]
+    return next((pair for pair in pairs if pair[0] != pair[1]), pairs[0])
 
 
 def _table(run: Run) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from functools import cache
+from typing import Any, get_type_hints
 
 from fastnas.data import default_augment
 from fastnas.errors import FastnasError
@@ -101,11 +103,19 @@ def written(value: Any) -> str:
 
 
 def _words(name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
+    if isinstance(value, bool) and name not in _three_valued():
         return [flag(name) if value else flag(f"no_{name}")]
     if isinstance(value, list):
         return [flag(name), *map(str, value)]
     return [flag(name), "None" if value is None else str(value)]
+
+
+@cache
+def _three_valued() -> frozenset[str]:
+    """Options that are True, False or None: their flags take a word, those of the other bools none."""
+    groups = [group.default_factory for of in (SearchConfig, RetrainConfig) for group in fields(of)]
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    return frozenset(name for name, hint in hints.items() if hint == bool | None)
 
 
 def _json_like(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,11 +4,16 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 
 import pytest
+import tyro
+from safetensors.torch import load_file, save
 
 from fastnas.report import page, read_run
 from fastnas.report.page import script_of_page, style_of_page
+from fastnas.report.settings import command_of
+from fastnas.search import SearchConfig
 from tests.report.pages import Page
 from tests.report.runs import write_retraining, write_search
 
@@ -117,6 +122,30 @@ def test_every_readout_of_a_chart_has_its_numbers(found):
 def test_how_to_make_it_again(found):
     assert "python -m fastnas.search --space darts --dataset digits --method idarts --epochs 4" in found.text
     assert "0123abc" in found.text
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_command_is_one_that_the_search_reads(tmp_path, flip):
+    """Flags of some options that are true or false take a word, those of others none."""
+    write_search(tmp_path, flip=flip, dataset="cifar10", data="x", recompute=True)
+    _, _, _, *words = shlex.split(command_of(read_run(tmp_path)))
+    assert "--recompute" in words
+    assert ("--flip" in words) is not flip  # flips are the default of CIFAR
+    run = tyro.cli(SearchConfig, args=words, config=(tyro.conf.OmitArgPrefixes,))
+    assert (run.resolved().images.flip, run.network.recompute) == (flip, True)
+
+
+def test_ends_of_a_scale_differ(tmp_path):
+    """Weights from 0.12496 to 0.12503 are not from 0.125 to 0.125."""
+    run = tmp_path / "run"
+    write_search(run)
+    for file in (run / "alphas").iterdir():
+        tensors = load_file(file)
+        file.write_bytes(save({name: 1e-4 * of / of.abs().max() for name, of in tensors.items()}))
+    scales = re.findall(r'class="scale"[^>]*>([\d.]+) <i></i> ([\d.]+)<', page([read_run(run)]))
+    assert len(scales) == 2
+    for least, most in scales:
+        assert float(least) < float(most)
 
 
 def test_nothing_in_a_folder_runs(tmp_path):
