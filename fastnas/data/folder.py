@@ -54,8 +54,8 @@ def read_folder(root: Path, image_size: int | None, train: bool) -> Dataset:
 
     Every image becomes RGB (transparency is dropped, EXIF rotation is not applied, the first frame
     of an animation is taken), unless all of them are 8-bit greyscale: then there is one channel.
-    Files and folders whose name starts with a dot are skipped in silence; files that are no images by name, and folders
-    inside of a class, with a sentence.
+    Files and folders whose name starts with a dot are skipped in silence; files that are no images by name or
+    lie beside the classes, and folders inside of a class, with a sentence.
 
     Args:
         root: the folder that holds one folder for each class.
@@ -125,25 +125,30 @@ def list_images(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
 
 
 def _walk(root: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    beside = sorted(p for p in root.iterdir() if p.name[0] != ".")
+    folders = [p for p in beside if p.is_dir()]
     if len(folders) < 2:
         raise FastnasError(
             f"{root}: expected one folder of images for each of at least two classes, found {len(folders)} folder(s)"
         )
     files: list[tuple[Path, int]] = []
-    others: list[Path] = []
+    others = [p for p in beside if not p.is_dir()]
     for label, folder in enumerate(folders):
         found = sorted(p for p in folder.iterdir() if p.name[0] != ".")
         images = [p for p in found if p.suffix.lower() in SUFFIXES and p.is_file()]
         if not images:
-            raise FastnasError(f"{folder}: no image in this class folder (looked for {' '.join(SUFFIXES)})")
+            looked = f"{folder}: no image in this class folder (looked for {' '.join(SUFFIXES)})"
+            if any(p.is_dir() for p in found):
+                looked += ", but folders: name the one whose folders are the classes"
+            raise FastnasError(looked)
         files += [(image, label) for image in images]
         others += sorted(set(found) - set(images))
     if others:
-        read, first = f"{str(root)!r}: {len(files):,} images are read", str(others[0].relative_to(root))
-        tqdm.write(
-            f"{read}, and {len(others):,} other files or folders are not, such as {first!r}", file=sys.stderr
-        )
+        first = repr(str(others[0].relative_to(root)))
+        rest = f"{len(others):,} other files or folders are not, such as {first}"
+        if len(others) == 1:
+            rest = f"one other file or folder is not: {first}"
+        tqdm.write(f"{str(root)!r}: {len(files):,} images are read, and {rest}", file=sys.stderr)
     return tuple(folder.name for folder in folders), files
 
 

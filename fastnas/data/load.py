@@ -46,11 +46,14 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise FastnasError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    if name == "digits" and path is not None:
+        raise FastnasError(
+            f"digits comes with scikit-learn and takes no --data, got {str(path)!r}: say what that is with --dataset, "
+            "as folder for one folder a class"
+        )
     if image_size is not None and name != "folder":
         raise FastnasError(f"image_size resizes the images of a folder, not those of {name}: leave it out")
     if name == "digits":
-        if path is not None:
-            raise FastnasError(f"digits comes with scikit-learn and takes no --data, got {str(path)!r}")
         return digits.read_digits(train)
     if path is None:
         raise FastnasError(f"{name} is read from files: give their place with --data")

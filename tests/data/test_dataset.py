@@ -57,6 +57,7 @@ def test_scikit_learn_is_imported_only_for_digits() -> None:
         ({"name": "cifar100", "path": Path("/nowhere")}, "cifar100: --data '/nowhere' does not exist"),
         ({"name": "cifar10", "path": __file__}, "is a file, and a folder is needed"),
         ({"name": "digits", "path": "x"}, "digits comes with scikit-learn and takes no --data"),
+        ({"name": "digits", "path": "x", "image_size": 8}, "say what that is with --dataset"),
         ({"name": "digits", "train": False}, "digits has no test set of its own"),
         (
             {"name": "digits", "image_size": 8},

@@ -55,6 +55,11 @@ def test_what_is_passed_over_is_said(tmp_path: Path, capsys) -> None:
     (tmp_path / "cat/.hidden").touch()
     load_dataset("folder", tmp_path)
     assert capsys.readouterr().err == ""
+    (tmp_path / "loose.png").touch()
+    load_dataset("folder", tmp_path)
+    said = capsys.readouterr().err
+    assert said == f"{str(tmp_path)!r}: 2 images are read, and one other file or folder is not: 'loose.png'\n"
+    (tmp_path / "loose.png").unlink()
     (tmp_path / "dog/1.heic").touch()
     (tmp_path / "dog/sub\n").mkdir()
     assert len(load_dataset("folder", tmp_path)) == 2
@@ -179,7 +184,10 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
     with pytest.raises(FastnasError, match=r"at least two classes, found 1 folder"):
         load_dataset("folder", tmp_path)
     (tmp_path / "dog").mkdir()
-    with pytest.raises(FastnasError, match="dog: no image in this class folder"):
+    with pytest.raises(FastnasError, match=r"dog: no image in this class folder \([^)]*\)$"):
+        load_dataset("folder", tmp_path)
+    (tmp_path / "dog/terrier").mkdir()
+    with pytest.raises(FastnasError, match="but folders: name the one whose folders are the classes"):
         load_dataset("folder", tmp_path)
     write(tmp_path, {"dog/0.png": picture(0)})
     with pytest.raises(FastnasError, match="image_size must be at least 1"):
