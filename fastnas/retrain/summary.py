@@ -75,4 +75,5 @@ def judged(result: Mapping[str, Any]) -> str:
             f"of epoch {result['best_epoch']}"
         )
     best = f"best {100 * result['best_test_accuracy']:.2f}% after epoch {result['best_epoch']}"
-    return f"accuracy {100 * result['test_accuracy']:.2f}% (top 5 {100 * result['test_top5']:.2f}%), {best}"
+    top5 = f" (top 5 {100 * result['test_top5']:.2f}%)" if "test_top5" in result else ""
+    return f"accuracy {100 * result['test_accuracy']:.2f}%{top5}, {best}"

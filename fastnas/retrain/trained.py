@@ -45,6 +45,11 @@ class TrainedNetwork(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != self.channels:
+            raise FastnasError(
+                f"a trained network takes uint8 images (B, {self.channels}, H, W), one as "
+                f"read_image(...)[None], got {images.dtype} of shape {tuple(images.shape)}"
+            )
         logits: Tensor = self.network((images / 255 - self.mean) / self.std)
         return logits
 

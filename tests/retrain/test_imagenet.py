@@ -44,7 +44,7 @@ def test_a_broken_image_is_named_and_mended_the_run_ends_as_without_it(folder, t
     whole = retrain(**TINY, data=folder, out=tmp_path / "whole")
     assert [row["learning_rate"] for row in whole.metrics] == [0.5, 0.5]  # two epochs of PC-DARTS' schedule
     assert whole.result["test_images"] == 4
-    assert whole.result["test_top5"] == 1
+    assert "test_top5" not in whole.result  # of two classes
     image = folder / "val" / "dark" / "1.jpg"
     kept = image.read_bytes()
     image.write_bytes(b"broken")

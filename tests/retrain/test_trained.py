@@ -48,6 +48,22 @@ def test_it_classifies_as_the_training_said(trained, images):
     assert loss == pytest.approx(trained.metrics[-1]["test_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(3, 8, 8, dtype=torch.uint8),
+        torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+    ],
+    ids=["floats", "no batch", "grey"],
+)
+def test_other_images_are_refused(trained, batch):
+    """Floats from 0 to 1 would be normalised twice, and the answers wrong in silence."""
+    net = fastnas.load_network(trained.out)
+    with pytest.raises(FastnasError, match=r"takes uint8 images \(B, 3, H, W\).* got torch\."):
+        net(batch)
+
+
 def test_one_image_is_read_as_a_folder_reads_it(images):
     whole = load_dataset("folder", images / "test", image_size=8)
     assert torch.equal(read_image(images / "test/dark/0.png", 8), whole.images[0])
