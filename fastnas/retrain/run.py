@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from fastnas._terminal import size_of
+from fastnas._terminal import size_of, wrapped
 from fastnas._version import __version__
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.folder import RetrainFolder
 from fastnas.retrain.images import ImageTrainer
 from fastnas.retrain.memory import without_memory
+from fastnas.retrain.seen import seen_by_the_search
 from fastnas.retrain.summary import beginning
 from fastnas.retrain.text import TextTrainer
 from fastnas.retrain.trainer import Tally, Trainer
@@ -125,6 +126,10 @@ def run_retrain(
             if progress:
                 width = size_of(sys.stdout).columns
                 say(beginning(trainer, config, folder.path, len(rows), width))
+                if isinstance(trainer, ImageTrainer) and (
+                    seen := seen_by_the_search(config, trainer.source.train_images)
+                ):
+                    say(wrapped(seen, width, "  "))
             _epochs(trainer, config, folder, rows, progress, interrupt)
             ranks.average_(trainer.net.running.flat)
             result = result_of(trainer, config, genotype, rows)

@@ -40,6 +40,17 @@ def test_it_trains_resumes_and_its_folder_can_be_described(tmp_path, capsys):
     assert "config.json does not say what the network reads" in capsys.readouterr().err
 
 
+def test_it_says_where_the_search_has_seen_the_test(tmp_path, capsys):
+    search = {"channels": 2, "layers": 1, "batch_size": 20, "inner_steps": 1, "epochs": 1, "device": "cpu"}
+    flags = [*[flag for flag in TINY if "genotype" not in flag and "images" not in flag], "--images=100"]
+    for images, seed, said in ((100, 0, True), (80, 0, False), (80, 1, True)):
+        run = tmp_path / f"{images}-{seed}"
+        fastnas.search(**search, images=images, seed=seed, out=run)
+        main([*flags, f"--genotype={run}", f"--out={run}-trained"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("a search with --images 80 --seed 0 draws just the others" in shown) is said
+
+
 def test_what_a_search_returns_is_taken_as_it_is(tmp_path):
     out = tmp_path / "run"
     options = {"channels": 2, "layers": 1, "images": 60, "batch_size": 20, "epochs": 1, "device": "cpu"}
