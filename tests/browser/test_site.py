@@ -186,7 +186,7 @@ def opened(browser, built):
 
 
 @pytest.mark.parametrize(
-    "page", ["index", "overview", "hypergradients", "reference/bilevel", "reference/commands"]
+    "page", ["overview", "reference/bilevel", "reference/commands"]
 )
 def test_pages_fit_the_screen(opened, page):
     """What is wide is scrolled inside; the system's colours are taken up."""
