@@ -38,7 +38,7 @@
     for (const [kind, values] of [["edge", weights[0]], ["node", weights[1]]]) {
       for (const element of all(`.cell-weight[data-${kind}]`, figure)) {
         const weight = values[element.dataset[kind]];
-        write(element, weight === null ? "" : weight.toFixed(2));
+        write(element, weight === null ? "" : weight.toFixed(3));
       }
     }
     for (const path of all("path.cell-edge[data-edge]", figure)) {
