@@ -25,6 +25,7 @@ LABEL_HEIGHT, NODE_SIZE, PORT = 19.0, 26.0, 10.0
 MARGIN = 8.0
 PHONE = 300.0  # of its 360 pixels, what a cell may always take across
 MOST_EDGES = 200  # of a cell: the reader of more would see a grey area
+DIGITS = 3  # of a weight: after a few epochs all of eight are 0.12 or 0.13
 LONGEST_NAME = 40
 PASSES = 40
 
@@ -72,7 +73,7 @@ def columns(text: str) -> int:
 
 def label_text(label: str, weight: float | None) -> str:
     """What a label says; a weight takes the same room whatever it is."""
-    return short(label) if weight is None else f"{short(label)} {weight:.2f}".strip()
+    return short(label) if weight is None else f"{short(label)} {weight:.{DIGITS}f}".strip()
 
 
 def layout_of(graph: Graph, weights: Weights, portrait: bool = False) -> Layout:

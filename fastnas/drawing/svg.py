@@ -7,6 +7,7 @@ from xml.sax.saxutils import escape
 
 from fastnas.drawing.layout import (
     CHARACTER,
+    DIGITS,
     LABEL_FONT,
     NODE_FONT,
     Box,
@@ -193,7 +194,9 @@ def _text(box: Box, label: str, weight: float | None, size: float, what: str, in
     text = escape(short(label))
     if weight is not None:
         text += " " if text else ""
-        text += f'<tspan class="cell-weight" data-{what}="{index}" font-weight="700">{weight:.2f}</tspan>'
+        text += (
+            f'<tspan class="cell-weight" data-{what}="{index}" font-weight="700">{weight:.{DIGITS}f}</tspan>'
+        )
     # Other fonts write what is not ASCII: as wide as the layout took it to be.
     room = columns(label_text(label, weight)) * CHARACTER * size
     fit = f' textLength="{room:.1f}" lengthAdjust="spacingAndGlyphs"' if not label.isascii() else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from fastnas.drawing.layout import label_text, short
+from fastnas.drawing.layout import DIGITS, label_text, short
 from fastnas.drawing.weights import Weights
 from fastnas.spaces.genotype import Graph
 
@@ -25,6 +25,6 @@ def in_words(graph: Graph, weights: Weights) -> str:
         reads.setdefault(target, []).append(f"{shown} of {names[source]}" if shown else names[source])
     sentences = []
     for state in sorted(reads):
-        weight = "" if weights.nodes[state] is None else f" (weight {weights.nodes[state]:.2f})"
+        weight = "" if weights.nodes[state] is None else f" (weight {weights.nodes[state]:.{DIGITS}f})"
         sentences.append(f"{names[state]}{weight} reads {', '.join(reads[state])}.")
     return " ".join(sentences) or "It has no edges."

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from fastnas._version import __version__
 from fastnas.drawing import STYLE, Weights
+from fastnas.drawing.layout import DIGITS
 from fastnas.errors import FastnasError
 from fastnas.report.alphas import History, histories
 from fastnas.report.cells import Cells, Drawn, blank_drawing, cells_of, changes, drawing
@@ -242,6 +243,7 @@ def _payload(of: Shown, *, whole: bool) -> dict[str, Any]:
         "wide": [wide for wide, _ in drawings],  # like beside like: what packs them looks back 32 kB
         "narrow": [narrow for _, narrow in drawings],
         "cells": cells.epochs,
+        "digits": DIGITS,
         "weights": [[None if w is None else _numbers(w) for w in row] for row in cells.weights],
         "texts": texts,
         "genotypes": [texts.index(str(genotype)) for genotype in run.genotypes],
@@ -261,7 +263,7 @@ def _values(chart: Chart) -> dict[str, Any]:
 
 
 def _numbers(weights: Weights) -> list[list[float | None]]:
-    return [[None if w is None else round(w, 2) for w in of] for of in (weights.edges, weights.nodes)]
+    return [[None if w is None else round(w, DIGITS) for w in of] for of in (weights.edges, weights.nodes)]
 
 
 def _packed(payload: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ def test_a_script_finds_edges_weights_and_nodes(portrait):
         shown = [
             (t.get("data-edge"), t.text) for t in label.iter(f"{SVG}tspan") if "cell-weight" in classes(t)
         ]
-        assert shown == ([] if weight is None else [(str(i), f"{weight:.2f}")])
+        assert shown == ([] if weight is None else [(str(i), f"{weight:.3f}")])
         assert path.get("style") == (None if weight is None else f"--width: {1 + 4 * weight:g}px")
         assert label.find(f"{SVG}text").text.strip() == primitive
     (node,) = [e for e in root.iter(f"{SVG}g") if e.get("data-node")]
@@ -54,8 +54,8 @@ def test_it_says_the_cell_in_words():
     assert root.get("aria-labelledby").split() == [title.get("id"), description.get("id")]
     assert title.text == "cell cell"
     assert description.text == (
-        "1 (weight 0.75) reads nor_conv_3x3 0.50 of input. 2 reads skip_connect 0.25 of input, none of 1. "
-        "output reads avg_pool_3x3 1.00 of input, nor_conv_1x1 0.00 of 1, none 0.12 of 2."
+        "1 (weight 0.750) reads nor_conv_3x3 0.500 of input. 2 reads skip_connect 0.250 of input, none of 1. "
+        "output reads avg_pool_3x3 1.000 of input, nor_conv_1x1 0.000 of 1, none 0.125 of 2."
     )
 
 

@@ -61,9 +61,9 @@ def test_weights_stand_behind_the_primitives():
     cell = CellString(("nor_conv_3x3",) * 6)
     drawn = text_drawing(cell, unicode=False, weights=weights_of(space, cell, alphas))
     assert drawn.splitlines()[1:4] == [
-        "input -- nor_conv_3x3 0.20 ---> 1",
-        "input -- nor_conv_3x3 0.20 -+-> 2",
-        "1 ------ nor_conv_3x3 0.20 -+",
+        "input -- nor_conv_3x3 0.200 ---> 1",
+        "input -- nor_conv_3x3 0.200 -+-> 2",
+        "1 ------ nor_conv_3x3 0.200 -+",
     ]
 
 
