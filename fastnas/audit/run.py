@@ -130,7 +130,7 @@ def _measure(config: AuditConfig, state: State, plan: Plan, bar: Progress) -> di
 def _bar(cost: Cost, meter: Meter, progress: bool) -> Iterator[Progress]:
     if progress:
         say(wrapped(f"audit: {cost}", size_of(sys.stderr).columns, "  "), sys.stderr)
-    with Progress(cost.calls, cost.calls, unit="call", shown=progress) as bar:
+    with Progress(cost.calls, cost.calls, unit="calls", shown=progress) as bar:
 
         def tick() -> None:
             if bar.update():

@@ -60,7 +60,7 @@ class Progress(tqdm):
     def set_description(self, desc: str | None = None, refresh: bool | None = True) -> None:
         """What goes on from here, such as "epoch 3/50"."""
         self._name = desc or ""
-        if refresh:
+        if refresh and not self._behind_tee():
             self.refresh()
 
     def set_postfix(
@@ -81,9 +81,18 @@ class Progress(tqdm):
 
     def tell(self, *groups: list[str]) -> None:
         """Writes phrases on the standard output, in lines that fit; the next plain line waits anew."""
-        if self._plain or not self.disable:
-            say(laid_out(groups, size_of(sys.stdout).columns))
+        text = laid_out(groups, size_of(sys.stdout).columns)
+        if self._behind_tee():
+            self.clear()
+            print(text, flush=True)
+            self.last_print_t = self._time()  # the next bar is drawn a moment later
+        elif self._plain or not self.disable:
+            say(text)
         self._wait()
+
+    def _behind_tee(self) -> bool:
+        """Whether lines go elsewhere, as with ``| tee log``: they come back to a line that is to be empty."""
+        return not self.disable and not is_terminal(sys.stdout)
 
     def _wait(self) -> None:
         self._said, self._said_at, self._due = self._seen, time.monotonic(), False

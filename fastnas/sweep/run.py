@@ -79,6 +79,7 @@ def run_sweep(
                 with connected(ray_address):
                     check_resources(sweep.resources)
                     interrupt.defer()
+                    counter.begin(out)
                     run_trials(
                         left,
                         folder,
@@ -105,7 +106,13 @@ class _Counter:
     def __init__(self, total: int, done: int, column: str, quiet: bool) -> None:
         self.total, self.done, self.column, self.quiet = total, done, column, quiet
         if done and not quiet:
-            print(f"{done} of {total} searches had ended before")
+            print(f"{done} of {total} searches had ended before", flush=True)
+
+    def begin(self, out: Path) -> None:
+        """Says what is to be waited for."""
+        if not self.quiet:
+            left = self.total - self.done
+            print(f"{left} search{'' if left == 1 else 'es'} to run in {out}", flush=True)
 
     def say(self, name: str, outcome: Outcome) -> None:
         self.done += 1

@@ -25,6 +25,8 @@ from fastnas.runs.notices import Notices
 from fastnas.runs.progress import Progress
 from fastnas.search.__main__ import main as search
 from fastnas.spaces import Genotype, read_genotype
+from fastnas.sweep.folder import Outcome
+from fastnas.sweep.run import _Counter
 
 TINY = [
     "--images=40",
@@ -233,6 +235,22 @@ def test_a_terminal_may_become_another_width(terminal):
     assert widths[120] > widths[60] > widths[30] > widths[18]
 
 
+def test_a_line_that_comes_back_from_tee_finds_no_bar(terminal, monkeypatch):
+    screen, told = terminal(80), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", told)
+    with Progress(100, 50, unit="img") as bar:
+        bar.set_postfix({"loss": "1.0"})
+        bar.tell(["epoch 1/2", "loss 1.0"])
+        bar.set_description("epoch 2/2")
+        screen.file.write("here")
+        bar.refresh()
+    before, _, after = screen.read().partition("here")
+    assert told.getvalue() == "epoch 1/2  loss 1.0\n"
+    assert any("loss 1.0" in line for line in drawn(before))
+    assert lines_of(before) == [""]
+    assert any("epoch 2/2" in line for line in drawn(after))
+
+
 def test_quiet_says_what_was_found_alone(tmp_path, capsys, monkeypatch):
     for main, flags, label in (
         (search, SEARCH, "genotype:"),
@@ -328,3 +346,18 @@ def test_what_fits_is_drawn(monkeypatch):
     assert text.startswith("\nnormal")
     assert text.count("\n") + 2 == 24  # its last line, and the prompt
     assert summary.on_screen(["run:      here"] * 13, genotype).startswith("\nrun:")
+
+
+def test_a_sweep_says_what_ends_or_is_quiet(tmp_path, capsys):
+    outcome = Outcome({"val_loss": 0.5}, 12.0, 1)
+    for quiet in (False, True):
+        counter = _Counter(3, 1, "val_loss", quiet)
+        counter.begin(tmp_path)
+        counter.say("seed-1", outcome)
+        counter.say("seed-2", Outcome(sentence="no memory"))
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 3 searches had ended before",
+        f"2 searches to run in {tmp_path}",
+        "2/3  seed-1  val_loss 0.5  12.0 s",
+        "3/3  seed-2  failed: no memory",
+    ]

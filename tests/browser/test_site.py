@@ -1,4 +1,5 @@
-"""The documentation site: it builds without a warning, all links lead somewhere, and nothing public is left out."""
+"""The documentation site: built without a warning, all links lead somewhere, nothing public is left out, and it
+works from the disk."""
 
 import importlib
 import os
@@ -156,3 +157,47 @@ def test_the_navigation_has_each_page_once():
     found = list(named(yaml_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert len(found) == len(set(found))
     assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} <= set(found)
+
+
+@pytest.fixture
+def opened(browser, built):
+    """``opened(page)`` is a page of the site on the disk, which complains of nothing and asks for nothing else."""
+    contexts, complaints, asked = [], [], []
+
+    def opened(page, width=1280, colours="light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme=colours, offline=True
+        )
+        contexts.append(context)
+        context.on("request", lambda request: asked.append(request.url))
+        context.on("weberror", lambda error: complaints.append(str(error.error)))
+        context.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        found = context.new_page()
+        found.goto((built[1] / f"{page}.html").as_uri())
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+    own = (built[1].as_uri(), "data:", "blob:", "about:")
+    assert asked
+    assert not [url for url in asked if not url.startswith(own)]
+    assert not complaints
+
+
+@pytest.mark.parametrize(
+    "page", ["index", "overview", "hypergradients", "reference/bilevel", "reference/commands"]
+)
+def test_pages_fit_the_screen(opened, page):
+    """What is wide is scrolled inside; the system's colours are taken up."""
+    for width, colours, scheme in ((1280, "light", "default"), (360, "dark", "slate")):
+        found = opened(page, width, colours)
+        assert found.evaluate("document.documentElement.scrollWidth") == width
+        assert found.evaluate("document.body.dataset.mdColorScheme") == scheme
+
+
+@pytest.mark.parametrize(("typed", "wanted"), [("neumann_terms", "bilevel.html"), ("--hvp", "commands.html")])
+def test_the_search_works_from_the_disk(opened, typed, wanted):
+    found = opened("index")
+    found.locator(".md-search__input").first.press_sequentially(typed)
+    found.locator(f".md-search-result__link[href*='{wanted}']").first.wait_for(state="attached")
