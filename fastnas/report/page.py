@@ -22,7 +22,7 @@ from fastnas.errors import FastnasError
 from fastnas.report.alphas import History, histories
 from fastnas.report.cells import Cells, Drawn, blank_drawing, cells_of, changes, drawing
 from fastnas.report.charts import Chart, Painter
-from fastnas.report.compare import agreements, compared, groups_of, statistics
+from fastnas.report.compare import agreements, compared, groups_of, statistics, yardsticks
 from fastnas.report.curves import charts_of
 from fastnas.report.figures import figures_of, head_of, readout_of
 from fastnas.report.read import Run
@@ -205,9 +205,17 @@ def _heat_map(of: Shown, i: int, history: History, painter: Painter) -> dict[str
         "name": history.name,
         "ident": f"{of.ident}-heat-{i}",
         "svg": Markup(painter.heat_map(history, f"{of.ident}-heat-{i}")),
-        "least": f"{history.weights.min():.3g}",
-        "most": f"{history.weights.max():.3g}",
+        **dict(zip(("least", "most"), _apart(history.weights.min(), history.weights.max()), strict=True)),
     }
+
+
+def _apart(least: float, most: float) -> tuple[str, str]:
+    """Both with three digits, or as many as it takes to tell them apart."""
+    for digits in range(3, 8):
+        low, high = f"{least:.{digits}g}", f"{most:.{digits}g}"
+        if low != high:
+            break
+    return low, high
 
 
 def _table(run: Run) -> dict[str, Any]:
@@ -298,6 +306,7 @@ def _comparison(shown: Sequence[Shown], painter: Painter) -> dict[str, Any]:
         ],
         "figures": list(dict.fromkeys(name for run in runs for name in figures_of(run))),
         "charts": [_chart(chart, painter, f"all-{chart.name}") for chart in charts],
+        "yardsticks": yardsticks(groups),
         "payload": _packed(
             {
                 "epochs": sorted({e for run in runs for e in run.epochs}),
@@ -332,7 +341,7 @@ def _spread(runs: Sequence[Run]) -> dict[str, str]:
     for name, values in found.items():
         (mean,), (spread,) = statistics([[value for value, _ in values]])
         text = values[0][1]
-        shown[name] = text.format(mean) + (
-            "" if spread is None or name == "epochs" else f" ± {text.format(spread)}"
-        )
+        shown[name] = text.format(mean)
+        if spread is not None and name != "epochs":
+            shown[name] = f"{shown[name].removesuffix(' %')} ± {text.format(spread)}"
     return shown
