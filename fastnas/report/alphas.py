@@ -45,6 +45,11 @@ class Shares:
     epochs: tuple[int, ...]
     shares: Array
 
+    def ordered(self, names: Sequence[str]) -> Shares:
+        """The same with the primitives in the order in which ``names`` has them."""
+        order = sorted(range(len(self.primitives)), key=lambda i: names.index(self.primitives[i]))
+        return Shares(tuple(self.primitives[i] for i in order), self.epochs, self.shares[:, order])
+
 
 def histories(run: Run) -> tuple[History, ...]:
     """Every architecture parameter of the epochs whose alphas are there, in the space's order.
@@ -139,8 +144,10 @@ def _labels(
         titles = tuple(f"node {row + 1}" for row in range(rows)) if rows > 1 else (name.replace("_", " "),)
         return titles, (alpha.primitives,) * rows, of_operations
     edges = [chosen[row][0] for row in range(rows)]
-    inputs = _inputs(space, name)
-    titles = tuple(f"{_state(edge.source, inputs)} → {_state(edge.target, inputs)}" for edge in edges)
+    inputs, output = _ends(space, name)
+    titles = tuple(
+        f"{_state(edge.source, inputs, output)} → {_state(edge.target, inputs, output)}" for edge in edges
+    )
     return (
         titles,
         tuple((*edge.primitives, *("",) * (columns - len(edge.primitives))) for edge in edges),
@@ -163,14 +170,15 @@ def _chosen(space: Space, name: str) -> dict[int, list[Edge]]:
     return {}
 
 
-def _inputs(space: Space, name: str) -> int:
-    """How many inputs the cells have whose edges alpha ``name`` weighs."""
+def _ends(space: Space, name: str) -> tuple[int, tuple[int, ...]]:
+    """How many inputs the cells have whose edges alpha ``name`` weighs, and the states that they put out."""
     cells = (stage for stage in space.stages if isinstance(stage, Cell))
-    return next((len(cell.inputs) for cell in cells if any(m and m.alpha == name for m in cell.mixing)), 1)
+    found = (cell for cell in cells if any(m and m.alpha == name for m in cell.mixing))
+    return next(((len(cell.inputs), cell.output) for cell in found), (1, ()))
 
 
-def _state(state: int, inputs: int) -> str:
+def _state(state: int, inputs: int, output: tuple[int, ...]) -> str:
     """As the drawings call a state of a cell."""
     if inputs == 2:
         return ("c(k-2)", "c(k-1)")[state] if state < 2 else str(state - 2)
-    return "input" if state == 0 else str(state)
+    return "input" if state == 0 else "output" if output == (state,) else str(state)

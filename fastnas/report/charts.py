@@ -76,6 +76,8 @@ class Chart:
         about: what it means, in a sentence.
         from_zero: its axis begins there.
         may_be_log: its axis is logarithmic where the values span decades.
+        plain_unit: where it differs between the runs of a comparison, what stands for the unit.
+        span: first and last epoch of the axis; None: those of the values.
     """
 
     name: str
@@ -88,6 +90,8 @@ class Chart:
     about: str = ""
     from_zero: bool = False
     may_be_log: bool = False
+    plain_unit: str = ""
+    span: tuple[int, int] | None = None
 
     def written(self, value: float | None) -> str:
         """A value of it."""
@@ -120,7 +124,7 @@ class Painter:
         colours = _Colours()
         with matplotlib.rc_context(_RC):
             axes = self._axes(WIDTH, HEIGHT, colours, len(chart.epochs))
-            low, high = _ends(chart.epochs)
+            low, high = _ends(chart.span or chart.epochs)
             axes.set_xlim(low, high)
             if chart.stacked:
                 _stack(axes, chart, colours)

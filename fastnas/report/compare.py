@@ -120,13 +120,9 @@ def compared(groups: Sequence[Group], charts: Mapping[str, Sequence[Chart]]) -> 
         groups: of the runs.
         charts: of each run by its name; shares are not compared.
     """
-    curves: dict[tuple[str, str], Chart] = {}
+    curves = _curves(charts)
     several = {chart.name for of in charts.values() for chart in of if len(chart.curves) > 1}
-    for of in charts.values():
-        for chart in of:
-            if not chart.stacked:
-                for curve in chart.curves:
-                    curves.setdefault((chart.name, curve.label), chart)
+    known = [epoch for of in charts.values() for chart in of for epoch in chart.epochs]
     colours = colour_of([group.name for group in groups])
     found: list[Chart] = []
     for (name, label), chart in curves.items():
@@ -139,8 +135,42 @@ def compared(groups: Sequence[Group], charts: Mapping[str, Sequence[Chart]]) -> 
         )
         title = f"{chart.title}: {label}" if name in several else chart.title
         ident = f"{name}-{len(found)}"
-        found.append(replace(chart, name=ident, title=title, epochs=epochs, curves=lines))
+        unit = chart.unit if len({of.unit for of in _named(charts, name)}) == 1 else chart.plain_unit
+        span = (min(known), max(known))
+        found.append(
+            replace(chart, name=ident, title=title, unit=unit, epochs=epochs, curves=lines, span=span)
+        )
     return found
+
+
+def _named(charts: Mapping[str, Sequence[Chart]], name: str) -> list[Chart]:
+    return [chart for of in charts.values() for chart in of if chart.name == name]
+
+
+def _curves(charts: Mapping[str, Sequence[Chart]]) -> dict[tuple[str, str], Chart]:
+    """The first chart of each curve; what the first run has not stands behind what it follows in another."""
+    order: list[tuple[str, str]] = []
+    first: dict[tuple[str, str], Chart] = {}
+    for of in charts.values():
+        place = 0
+        for chart in of:
+            for curve in () if chart.stacked else chart.curves:
+                key = chart.name, curve.label
+                if key not in first:
+                    first[key] = chart
+                    order.insert(place, key)
+                place = order.index(key) + 1
+    return {key: first[key] for key in order}
+
+
+def yardsticks(groups: Sequence[Group]) -> dict[str, str]:
+    """With what ``--audit-every`` compared each group, by its name; nothing where it was the same for all."""
+    found = {
+        group.name: ", ".join(dict.fromkeys(name for run in group.runs for name in run.audited_against))
+        for group in groups
+    }
+    found = {name: against for name, against in found.items() if against}
+    return found if len(set(found.values())) > 1 else {}
 
 
 def _mean(

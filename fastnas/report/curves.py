@@ -72,7 +72,7 @@ PLANS = (
     ),
     Plan(
         HYPERGRADIENT, "warnings", "Warnings of the estimator", "steps",
-        {"hypergradient_warnings": "steps"}, 1, "{:.0f}",
+        {"hypergradient_warnings": "steps"}, 1, "{:.4g}",
         "Steps whose estimator noticed divergence or negative curvature.",
     ),
     Plan(
@@ -81,7 +81,7 @@ PLANS = (
         "Cosine to the hypergradient of a better estimator on the same batches; 1 is agreement.",
     ),
     Plan(
-        HYPERGRADIENT, "audit-error", "Relative error to it", "|g \N{MINUS SIGN} g*| / |g*|",
+        HYPERGRADIENT, "audit-error", "Relative error to a better estimator", "|g \N{MINUS SIGN} g*| / |g*|",
         {"audit_relative_error": "hypergradient"}, 1, "{:.3g}",
     ),
     Plan(
@@ -131,16 +131,18 @@ def planned(plan: Plan, run: Run) -> Chart | None:
             curves.append(Curve(label, values, f"c{len(curves)}"))
     if not curves or (plan.name == "warnings" and not any(curves[0].values)):
         return None
+    against = ", ".join(run.audited_against) if plan.name == "audit" else ""
     return Chart(
         plan.name,
         plan.title,
-        plan.unit,
+        f"{plan.unit} to {against}" if against else plan.unit,
         run.epochs,
         tuple(curves),
         text=plan.text,
         about=plan.about,
         from_zero=plan.name in FROM_ZERO,
         may_be_log=plan.name in MAY_BE_LOG,
+        plain_unit=plan.unit,
     )
 
 
@@ -183,7 +185,10 @@ def _of_architecture(run: Run, found: Sequence[History]) -> Iterator[Chart]:
         yield stack(weights, "weights", "Mean softmax weight", "Mean over all edges of the supernet.")
     if shares is not None:
         yield stack(
-            shares, "shares", "Primitives in the genotype", "Share of the edges of the epoch's genotype."
+            shares.ordered(names),
+            "shares",
+            "Primitives in the genotype",
+            "Share of the edges of the epoch's genotype.",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fastnas.report.read import Row, Run, number
+from fastnas.tables import DATASETS
 
 MIB = 1 << 20
 # entry of a row -> (label, how its value is written, factor)
@@ -84,6 +85,7 @@ def figures_of(run: Run) -> dict[str, tuple[float, str]]:
         label, text, factor = READOUT[entry]
         found[f"best {label}"] = factor * best[entry], text
         found[f"last {label}"] = factor * last[entry], text
+    found |= _of_table(run)
     for entry in ("skip_share", "alpha_entropy"):
         value = number(run.rows[-1], entry) if run.rows else None
         if value is not None:
@@ -95,6 +97,21 @@ def figures_of(run: Run) -> dict[str, tuple[float, str]]:
     memory = [m for m in run.values("peak_memory_bytes") if m is not None]
     if memory:
         found["peak MiB"] = max(memory) / MIB, "{:,.0f}"
+    return found
+
+
+def _of_table(run: Run) -> dict[str, tuple[float, str]]:
+    """What a benchmark says of the last cell, on its first data set: the others have their charts."""
+    table = run.rows[-1].get("table") if run.rows else None
+    data = next(iter(table), None) if isinstance(table, dict) else None
+    found = {}
+    for entry, label, text in (
+        ("test", "test in the table", "{:.2f} %"),
+        ("test_regret", "regret", "{:.2f}"),
+    ):
+        value = run.values(f"table.{data}.{entry}")[-1] if data is not None else None
+        if value is not None:
+            found[f"{DATASETS.get(str(data), str(data))} {label}"] = value, text
     return found
 
 

@@ -22,7 +22,7 @@ from fastnas.errors import FastnasError
 from fastnas.report.alphas import History, histories
 from fastnas.report.cells import Cells, Drawn, blank_drawing, cells_of, changes, drawing
 from fastnas.report.charts import Chart, Painter
-from fastnas.report.compare import agreements, compared, groups_of, statistics
+from fastnas.report.compare import agreements, compared, groups_of, statistics, yardsticks
 from fastnas.report.curves import charts_of
 from fastnas.report.figures import figures_of, head_of, readout_of
 from fastnas.report.read import Run
@@ -310,6 +310,7 @@ def _comparison(shown: Sequence[Shown], painter: Painter) -> dict[str, Any]:
         ],
         "figures": list(dict.fromkeys(name for run in runs for name in figures_of(run))),
         "charts": [_chart(chart, painter, f"all-{chart.name}") for chart in charts],
+        "yardsticks": yardsticks(groups),
         "payload": _packed(
             {
                 "epochs": sorted({e for run in runs for e in run.epochs}),
@@ -344,7 +345,7 @@ def _spread(runs: Sequence[Run]) -> dict[str, str]:
     for name, values in found.items():
         (mean,), (spread,) = statistics([[value for value, _ in values]])
         text = values[0][1]
-        shown[name] = text.format(mean) + (
-            "" if spread is None or name == "epochs" else f" ± {text.format(spread)}"
-        )
+        shown[name] = text.format(mean)
+        if spread is not None and name != "epochs":
+            shown[name] = f"{shown[name].removesuffix(' %')} ± {text.format(spread)}"
     return shown

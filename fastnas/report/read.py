@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -94,6 +95,16 @@ class Run:
     def values(self, name: str) -> tuple[float | None, ...]:
         """A number of every row, None where it is not there; ``name`` may lead into dictionaries by dots."""
         return tuple(number(row, name) for row in self.rows)
+
+    @property
+    def audited_against(self) -> tuple[str, ...]:
+        """With what ``--audit-every`` compared its hypergradient; a damping, measured anew each time, has no number."""
+        names = [row.get("audit_against") for row in self.rows]
+        return tuple(
+            dict.fromkeys(
+                re.sub(r", damping .*", ", damped", name) for name in names if isinstance(name, str) and name
+            )
+        )
 
 
 def read_run(path: str | Path) -> Run:

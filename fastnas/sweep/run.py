@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,12 @@ def run_sweep(
                 raise stopped(stop, f"interrupted; to go on: {command}" if command else "") from None
     finally:
         folder.end()
-    return f"{text}\n\nsweep:    {out}", _failed(rows)
+    shown = (
+        f"\nnext:     python -m fastnas.report {shlex.quote(str(out))}"
+        if any(row.metrics["seconds"].n for row in rows)
+        else ""
+    )
+    return f"{text}\n\nsweep:    {out}{shown}", _failed(rows)
 
 
 class _Counter:

@@ -1,12 +1,13 @@
 """Several runs: groups, mean and spread beside numpy's, and which cells agree."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 
 from fastnas.report import page, read_run
-from fastnas.report.compare import agreements, compared, groups_of
+from fastnas.report.compare import agreements, compared, groups_of, yardsticks
 from fastnas.report.curves import charts_of
 from tests.report.pages import Page
 from tests.report.runs import write_retraining, write_search
@@ -113,7 +114,7 @@ def test_the_page_of_a_comparison(runs, monkeypatch):
     monkeypatch.setattr(sys.modules["fastnas.report.page"], "WHOLE", 0)  # in less time
     found = Page(page(same_length(runs)))
     values = [run.rows[-1]["val_accuracy"] * 100 for run in runs[:3]]
-    assert f"{np.mean(values):.2f} % ± {np.std(values, ddof=1):.2f} %" in found.text
+    assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f} %" in found.text
     assert found.payload("all")["epochs"] == [1, 2, 3, 4]
     assert len([a for a in found.all("section") if a.get("class") == "run"]) == 5
     idents = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
@@ -126,3 +127,70 @@ def test_a_search_beside_a_retraining(tmp_path, runs, monkeypatch):
     found = Page(page([runs[0], read_run(tmp_path / "retraining")]))
     assert "kind search" in found.text
     assert "kind retrain" in found.text
+
+
+TABLE = {"cifar10": {"val": 88.0, "test": 91.0, "val_regret": 3.6, "test_regret": 3.37}}
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A first-order search without a second-order term and a darts search with one, audited after epochs 2 and 4."""
+    folder = tmp_path_factory.mktemp("audited")
+    found = []
+    for method, against in (
+        ("first-order", "cg, exact products, damping 13"),
+        ("darts", "darts, exact products"),
+    ):
+        path = folder / method
+        write_search(path, method=method, alphas=False, row={"table": TABLE})
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for row in rows[1::2]:
+            row |= {"audit_against": against, "audit_cosine": 0.9, "audit_relative_error": 0.3}
+            row["audit_term_cosine"] = None if method == "first-order" else 0.5
+        rows[-1]["hypergradient_warnings"] = 0 if method == "first-order" else 2
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found.append(read_run(path))
+    return found
+
+
+def charts_by_title(runs):
+    charts = {run.name: [c for of in charts_of(run, ()).values() for c in of] for run in runs}
+    return {chart.title: chart for chart in compared(groups_of(runs), charts)}
+
+
+def test_what_the_first_run_lacks_stands_where_the_others_have_it(audited):
+    titles = list(charts_by_title(audited))
+    term = titles.index("Agreement with a better estimator: its second-order term")
+    assert titles[term - 1] == "Agreement with a better estimator: hypergradient"
+    assert titles.index("Warnings of the estimator") == titles.index("Hypergradient") + 1
+
+
+def test_all_charts_have_the_same_epochs_below_them(audited):
+    charts = charts_by_title(audited)
+    assert {chart.span for chart in charts.values()} == {(1, 4)}
+    assert charts["Relative error to a better estimator"].epochs == (2, 4)
+
+
+def test_a_mean_of_warnings_is_no_whole_number(audited):
+    assert charts_by_title(audited)["Warnings of the estimator"].written(2 / 3) == "0.6667"
+
+
+def test_what_the_audits_compared_with_is_said_where_it_differs(audited):
+    (alone,) = [c for c in charts_of(audited[0], ())["Hypergradient and curvature"] if c.name == "audit"]
+    assert alone.unit == "cosine to cg, exact products, damped"
+    both = charts_by_title(audited)["Agreement with a better estimator: hypergradient"]
+    assert both.unit == "cosine"
+    assert yardsticks(groups_of(audited)) == {
+        "method first-order": "cg, exact products, damped",
+        "method darts": "darts, exact products",
+    }
+    assert yardsticks(groups_of(audited[:1])) == {}
+    assert "method darts to darts, exact products" in Page(page(audited)).text
+
+
+def test_the_table_of_runs_has_what_the_benchmark_says(audited, monkeypatch):
+    monkeypatch.setattr(sys.modules["fastnas.report.page"], "WHOLE", 0)
+    text = Page(page(audited)).text
+    assert "CIFAR-10 test in the table" in text
+    assert "91.00 %" in text
+    assert "3.37" in text

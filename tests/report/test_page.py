@@ -7,6 +7,7 @@ import re
 import shlex
 
 import pytest
+import torch
 import tyro
 from safetensors.torch import load_file, save
 
@@ -257,3 +258,15 @@ def test_many_runs_are_compared_and_their_charts_left_to_their_own_reports(tmp_p
     assert "Which cells agree" in found.text
     assert not found.all("figure", id="r1-loss")
     assert f"python -m fastnas.report {tmp_path / '3'}" in found.text
+
+
+def test_the_ends_of_a_scale_can_be_told_apart(tmp_path):
+    """Alpha that hardly moves: 0.1998 to 0.2003, not 0.2 to 0.2."""
+    write_search(tmp_path, space="nasbench201", epochs=1)
+    alpha = torch.zeros(6, 5)
+    alpha[0, 0], alpha[0, 1] = 1e-3, -1e-3
+    (tmp_path / "alphas/epoch-001.safetensors").write_bytes(save({"cell": alpha}))
+    found = Page(page([read_run(tmp_path)])).text
+    assert "0.1998 " in found
+    assert " 0.2002" in found
+    assert "input → output" in found  # as the drawing calls it

@@ -67,6 +67,7 @@ def test_two_searches_share_a_gpu_and_a_failing_one_is_a_line(address, tiny, tmp
     )
     text, failed = run_sweep(sweep, out)
     assert failed
+    assert text.endswith(f"next:     python -m fastnas.report {out}")
     assert max(at_once) == 2
     assert text.count("NaN or infinity") == 2
     names = [f"learning-rate-0.025_seed-{seed}" for seed in (0, 1)]
