@@ -1,2 +1,36 @@
-/* iframe-worker 1.0.4, (c) Martin Donath, MIT licence: search without a server. Kept here so that the site needs no network. */
-"use strict";(()=>{function c(s,n){parent.postMessage(s,n||"*")}function d(...s){return s.reduce((n,e)=>n.then(()=>new Promise(r=>{let t=document.createElement("script");t.src=e,t.onload=r,document.body.appendChild(t)})),Promise.resolve())}var o=class extends EventTarget{constructor(e){super();this.url=e;this.m=e=>{e.source===this.w&&(this.dispatchEvent(new MessageEvent("message",{data:e.data})),this.onmessage&&this.onmessage(e))};this.e=(e,r,t,i,m)=>{if(r===`${this.url}`){let a=new ErrorEvent("error",{message:e,filename:r,lineno:t,colno:i,error:m});this.dispatchEvent(a),this.onerror&&this.onerror(a)}};let r=document.createElement("iframe");r.hidden=!0,document.body.appendChild(this.iframe=r),this.w.document.open(),this.w.document.write(`<html><body><script>postMessage=${c};importScripts=${d};addEventListener("error",({error})=>{parent.dispatchEvent(new ErrorEvent("error",{filename:"${e}",error}))})<\/script><script src=${e}?${+Date.now()}><\/script></body></html>`),this.w.document.close(),onmessage=this.m,onerror=this.e,this.r=new Promise((t,i)=>{this.w.onload=t,this.w.onerror=i})}terminate(){this.iframe.remove(),onmessage=onerror=null}postMessage(e){this.r.catch().then(()=>{this.w.dispatchEvent(new MessageEvent("message",structuredClone({data:e})))})}get w(){return this.iframe.contentWindow}};window.IFrameWorker=o;location.protocol==="file:"&&(window.Worker=o);})();
+// A page that was opened from the disk may start no Worker: a frame runs the search's script in its place.
+if (location.protocol === "file:") {
+  // The theme's script looks for this name in its parent, to find its own address.
+  window.IFrameWorker = window.Worker = class extends EventTarget {
+    constructor(url) {
+      super();
+      const frame = document.createElement("iframe");
+      frame.hidden = true;
+      document.documentElement.append(frame);
+      const scope = frame.contentWindow;
+      scope.postMessage = (data) => this.dispatchEvent(new MessageEvent("message", { data }));
+      scope.importScripts = (...urls) =>
+        urls.reduce((loaded, next) => loaded.then(() => this.#run(scope, next)), Promise.resolve());
+      this.frame = frame;
+      this.ready = this.#run(scope, url);
+    }
+
+    #run(scope, url) {
+      const script = scope.document.createElement("script");
+      script.src = url;
+      return new Promise((loaded, failed) => {
+        script.onload = loaded;
+        script.onerror = failed;
+        scope.document.head.append(script);
+      });
+    }
+
+    postMessage(data) {
+      this.ready.then(() => this.frame.contentWindow.dispatchEvent(new MessageEvent("message", { data })));
+    }
+
+    terminate() {
+      this.frame.remove();
+    }
+  };
+}

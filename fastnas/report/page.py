@@ -243,6 +243,7 @@ def _payload(of: Shown, *, whole: bool) -> dict[str, Any]:
         "wide": [wide for wide, _ in drawings],  # like beside like: what packs them looks back 32 kB
         "narrow": [narrow for _, narrow in drawings],
         "cells": cells.epochs,
+        "digits": DIGITS,
         "weights": [[None if w is None else _numbers(w) for w in row] for row in cells.weights],
         "texts": texts,
         "genotypes": [texts.index(str(genotype)) for genotype in run.genotypes],

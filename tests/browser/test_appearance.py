@@ -2,7 +2,9 @@
 
 import pytest
 
+from bench.made_run import make_run
 from fastnas.report import write_report
+from tests.browser.conftest import EPOCHS
 from tests.browser.looks import PAGE, check_contrast, check_fits, check_structure, pages_of
 
 PHONE = 360
@@ -19,20 +21,26 @@ RUNS = {
 
 
 @pytest.fixture(scope="package")
-def comparison(reported, tmp_path_factory):
+def comparison(tmp_path_factory):
     """A report of four runs, two of each method."""
-    runs = [reported(method=method, seed=seed) for method in ("darts", "idarts") for seed in (0, 1)]
-    return write_report(runs, tmp_path_factory.mktemp("comparison") / "report.html")
+    folder = tmp_path_factory.mktemp("comparison")
+    runs = [
+        make_run(folder / f"{method}-{seed}", epochs=EPOCHS, method=method, seed=seed)
+        for method in ("darts", "idarts")
+        for seed in (0, 1)
+    ]
+    return write_report(runs, folder / "report.html")
 
 
-@pytest.fixture(params=[*RUNS, "comparison"])
+@pytest.fixture
 def file(request, reported, comparison):
-    """A report."""
+    """The report of that name."""
     if request.param == "comparison":
         return comparison
     return reported(**RUNS[request.param]) / "report.html"
 
 
+@pytest.mark.parametrize("file", [*RUNS, "comparison"], indirect=True)
 def test_on_a_telephone(visit, file):
     """In the dark: nothing is wider than the window, text stands out, what is a picture has a name."""
     page = visit(file, width=PHONE, colours="dark")
@@ -42,6 +50,7 @@ def test_on_a_telephone(visit, file):
     assert check_contrast(page, folded=FOLDED) > 40
 
 
+@pytest.mark.parametrize("file", ["darts", "s2", "comparison"], indirect=True)
 def test_on_a_desk(visit, file):
     page = visit(file)
     check_fits(page)
@@ -50,6 +59,7 @@ def test_on_a_desk(visit, file):
     assert check_contrast(page, folded=FOLDED) > 40
 
 
+@pytest.mark.parametrize("file", ["darts", "recurrent", "comparison"], indirect=True)
 def test_on_paper(visit, file):
     """Every figure is there, none larger than a page or without its heading; controls are not."""
     page = visit(file, width=PAGE[0], height=PAGE[1], colours="dark")

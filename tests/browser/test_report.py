@@ -2,13 +2,14 @@
 
 import json
 import re
+from shutil import copytree
 
 import pytest
 from playwright.sync_api import expect
 from safetensors.torch import load_file
 
 from fastnas.drawing import weights_of
-from fastnas.report import read_run
+from fastnas.report import read_run, write_report
 from tests.browser.conftest import EPOCHS
 
 PERMISSIONS = ["clipboard-read", "clipboard-write"]
@@ -218,10 +219,6 @@ def test_links_to_epochs_lead_there(report):
 
 def test_what_a_folder_says_is_text(visit, reported, tmp_path):
     """Names, options, genotypes: nothing of it becomes a part of the page, and nothing runs."""
-    from shutil import copytree
-
-    from fastnas.report import write_report
-
     evil = "</script></div><img src='https://example.org/x' onerror='alert(1)'><b id=evil>"
     folder = copytree(reported(extras=True), tmp_path / "<b id=evil>&amp;")
     config = json.loads((folder / "config.json").read_text())

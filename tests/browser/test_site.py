@@ -185,9 +185,7 @@ def opened(browser, built):
     assert not complaints
 
 
-@pytest.mark.parametrize(
-    "page", ["index", "overview", "hypergradients", "reference/bilevel", "reference/commands"]
-)
+@pytest.mark.parametrize("page", ["overview", "reference/bilevel", "reference/commands"])
 def test_pages_fit_the_screen(opened, page):
     """What is wide is scrolled inside; the system's colours are taken up."""
     for width, colours, scheme in ((1280, "light", "default"), (360, "dark", "slate")):

@@ -34,11 +34,11 @@
     if (element.textContent !== text) element.textContent = text;
   }
 
-  function writeWeights(figure, weights) {
+  function writeWeights(figure, weights, digits) {
     for (const [kind, values] of [["edge", weights[0]], ["node", weights[1]]]) {
       for (const element of all(`.cell-weight[data-${kind}]`, figure)) {
         const weight = values[element.dataset[kind]];
-        write(element, weight === null ? "" : weight.toFixed(3));
+        write(element, weight === null ? "" : weight.toFixed(digits));
       }
     }
     for (const path of all("path.cell-edge[data-edge]", figure)) {
@@ -56,7 +56,7 @@
       for (const kind of ["wide", "narrow"]) figure.querySelector(`.${kind}`).innerHTML = run[kind][drawing];
       figure.dataset.drawing = drawing;
     }
-    if (run.weights[place][slot]) writeWeights(figure, run.weights[place][slot]);
+    if (run.weights[place][slot]) writeWeights(figure, run.weights[place][slot], run.digits);
   }
 
   // As high as the highest that a cell ever was: what is below stays where it is when the slider moves.
