@@ -81,6 +81,10 @@ def import_user_code(source: str) -> None:
     )
 
 
+class MissingImport(FastnasError):
+    """A run needs code of the user's own that this process does not have."""
+
+
 def imported() -> list[str]:
     """The files and modules of this process's flags, as another process is to be told them."""
     return list(_IMPORTED)
@@ -117,7 +121,7 @@ def check_imports(folder: Path, content: Mapping[str, Any]) -> None:
         missing = [name for name in _names(one, "primitives") if name not in primitives]
         missing += [name for name in _names(one, "spaces") if name not in spaces]
         if missing:
-            raise FastnasError(
+            raise MissingImport(
                 f"the run in {folder} needs {', '.join(missing)}, which the user's own code registered: add "
                 f"{FLAG} {shlex.quote(source)} (in Python, import it) if you trust that "
                 f"{'file' if source.endswith('.py') else 'module'}"

@@ -15,6 +15,9 @@ BROUGHT = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CH
 RESULTS = "bench/results"
 NOTEBOOK, AS_PAGE = "examples/search.ipynb", "guide/notebook.md"
 CODE = re.compile(r"(^ *(`{3,}).*?^ *\2 *$|`[^`\n]+`)", re.MULTILINE | re.DOTALL)
+PRE = re.compile(r"(<pre\b.*?</pre>)", re.DOTALL)
+INLINE = re.compile(r"(?<=<code>)[^<]+(?=</code>)")
+FLAG = re.compile(r"(?<![\w-])--?[a-zA-Z][\w-]*")
 LINK = re.compile(r"(\[(?:[^\[\]]|\[[^\[\]]*\])*\])\(([^()\s]+)\)")
 DECISION = re.compile(r"^(\d+)\. \*\*(.+?)\*\* ?", re.MULTILINE | re.DOTALL)
 
@@ -41,6 +44,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     parts = CODE.split(markdown)  # text, code, its fence, text, ...
     return "".join(LINK.sub(led, part) if i % 3 == 0 else part for i, part in enumerate(parts) if i % 3 != 2)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A flag within a line is kept in one piece: a browser would break it behind its dashes."""
+    parts = PRE.split(html)
+
+    def whole(code: re.Match[str]) -> str:
+        return FLAG.sub(r'<span class="flag">\g<0></span>', code[0])
+
+    return "".join(part if i % 2 else INLINE.sub(whole, part) for i, part in enumerate(parts))
 
 
 def _notebook() -> str:

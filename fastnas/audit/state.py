@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastnas._imports import MissingImport
 from fastnas.audit.config import AuditConfig
 from fastnas.audit.problems import Averaged, Meter, Metered
 from fastnas.bilevel import InnerSettings, Products, Trajectory, Watch
@@ -176,6 +177,8 @@ def stored_config(checkpoint: Path) -> SearchConfig:
         raise FastnasError(f"--checkpoint {checkpoint} is no folder of a run: there is no config.json in it")
     try:
         return read_config(file)
+    except MissingImport:
+        raise
     except FastnasError as error:
         raise FastnasError(
             f"the run in {checkpoint} cannot be read, by this version at least: {error}"

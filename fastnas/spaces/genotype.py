@@ -238,6 +238,10 @@ def check_cell(cell: str, pairs: Sequence[Pair], concat: Sequence[int]) -> None:
 def check_primitive(what: str, name: str, known: Sequence[str], where: str = "") -> None:
     """Raises FastnasError if ``name`` is neither one of ``known`` nor a primitive of the user's own."""
     if name not in known and name not in OWN_PRIMITIVES and name not in _NAMED.get():
+        if what == "--primitives" and "," in name:
+            raise FastnasError(
+                f"--primitives takes names with spaces between them, not commas: {shorten(name)}"
+            )
         raise FastnasError(
             f"{what}: unknown primitive {name!r}{where}; known are {', '.join((*known, *OWN_PRIMITIVES))}; {HOW_OWN}"
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fastnas._imports import check_imports
 from fastnas.errors import FastnasError
 from fastnas.spaces.family import SPACES, Family, family
 from fastnas.spaces.genotype import HOW_OWN, AnyGenotype, json_object, shorten
@@ -47,7 +48,11 @@ def find_genotype(source: str | Path, space: str | None = None) -> FoundGenotype
         if text in known.published:
             return _published(known, text, wanted)
     text = _text(source, wanted)
-    return _parsed_as(wanted, text) if wanted is not None else _parsed(text)
+    try:
+        return _parsed_as(wanted, text) if wanted is not None else _parsed(text)
+    except FastnasError:
+        _check_run(Path(source))  # may know better why
+        raise
 
 
 def _published(known: Family, name: str, wanted: Family | None) -> FoundGenotype:
@@ -85,6 +90,15 @@ def _text(source: str | Path, wanted: Family | None) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FastnasError(f"genotype file {path}: cannot be read as text ({error})") from None
+
+
+def _check_run(folder: Path) -> None:
+    """Raises FastnasError if this is a run's folder, and the run had code of the user's own that is not here."""
+    try:
+        content = json_object((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    check_imports(folder, content or {})
 
 
 def _parsed_as(wanted: Family, text: str) -> FoundGenotype:

@@ -74,6 +74,10 @@ def register_primitive(
 
 
 def _check_name(name: str) -> None:
+    if callable(name):
+        raise FastnasError(
+            'a primitive needs a name: @fastnas.register_primitive("NAME"), or register_primitive("NAME", factory)'
+        )
     if not is_word(name):
         raise FastnasError(
             f"primitive {name!r}: the name must be a word of letters, digits and underscores that begins with a letter"

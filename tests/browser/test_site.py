@@ -194,6 +194,21 @@ def test_pages_fit_the_screen(opened, page):
         assert found.evaluate("document.body.dataset.mdColorScheme") == scheme
 
 
+def test_a_flag_is_not_broken_and_a_long_first_column_is(opened):
+    """At the widths of a desk and of a phone: behind its dashes a flag would look like two."""
+    for width in (1280, 360):
+        found = opened("guide/from-darts", width)
+        lines = found.locator("article code .flag").evaluate_all(
+            "all => all.map(one => one.getClientRects().length)"
+        )
+        assert len(lines) > 100
+        assert set(lines) == {1}
+    wrap = found.locator("article td:first-child code").first.evaluate(
+        "one => getComputedStyle(one).whiteSpace"
+    )
+    assert wrap != "nowrap"
+
+
 @pytest.mark.parametrize(("typed", "wanted"), [("neumann_terms", "bilevel.html"), ("--hvp", "commands.html")])
 def test_the_search_works_from_the_disk(opened, typed, wanted):
     found = opened("index")

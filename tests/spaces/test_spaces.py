@@ -223,6 +223,10 @@ def test_nasbench201_derives_the_strongest_primitive_none_included():
             {"name": "s2", "primitives": ("none", "sep_conv_9x9")},
             "unknown primitive 'sep_conv_9x9'; known are none",
         ),
+        (
+            {"name": "s2", "primitives": ("none,noise",)},
+            "takes names with spaces between them, not commas: 'no",
+        ),
         ({"name": "s2", "primitives": ("none", "none")}, "must list different primitives, got none none"),
         ({"name": "s2", "primitives": ()}, "must list different primitives, got none"),
         ({"name": "s1", "primitives": ("none",)}, "edges of space s1 have their own primitives"),

@@ -260,6 +260,7 @@ def test_a_search_that_needs_more_is_refused_before_it_leaves_anything(flag, opt
         ("sep_conv_3x3", "is a primitive of this library"),
         ("half", "is a method of torch.nn.ModuleDict"),
         ("two words", "must be a word of letters"),
+        (nn.ReLU, r'a primitive needs a name: @fastnas.register_primitive\("NAME"\)'),
         ("a~0|b", "must be a word of letters"),
         ("größer", "must be a word of letters"),
         ("x" * 65, "must be a word of letters"),
