@@ -8,18 +8,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastnas.errors import FastnasError, RepeatedError, Terminated
-
-
-@dataclass(frozen=True)
-class TerminalConfig:
-    """What is shown; the folder of the run does not say it."""
-
-    quiet: bool = False
-    """Print nothing but what the run has come to, and warnings and errors on the standard error."""
 
 
 @contextmanager

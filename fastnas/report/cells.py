@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from xml.sax.saxutils import escape
 
 from fastnas.drawing import Weights, cell_svg, weights_of
 from fastnas.drawing.weights import no_weights
@@ -99,7 +100,7 @@ def drawing(graph: Graph, weights: Weights | None, ident: str, *, portrait: bool
 @lru_cache(maxsize=2048)  # a page that is made again and again, as a live one, draws what is new
 def blank_drawing(graph: Graph, weights: Weights | None, ident: str) -> tuple[str, str]:
     """The same for a script that writes the weights of an epoch into it, wide and narrow: its words name none."""
-    words = in_words(graph, no_weights(graph)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    words = escape(in_words(graph, no_weights(graph)))
     wide = drawing(graph, weights, ident)
     narrow = drawing(graph, weights, f"{ident}-narrow", portrait=True)
     return _worded(wide, words), _TIP.sub("", _worded(narrow, words))  # a telephone has nothing that hovers

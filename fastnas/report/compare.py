@@ -213,7 +213,7 @@ def agreements(runs: Sequence[Run]) -> list[Agreement]:
 def _agreement(name: str, graphs: Sequence[Graph]) -> Agreement:
     tables: list[dict[tuple[str, str], str]] = []
     for graph in graphs:
-        labels = graph.labels if len(set(graph.labels)) == len(graph.labels) else _numbered(graph.labels)
+        labels = _apart(graph.labels)
         tables.append({(labels[source], labels[target]): op or "✓" for source, target, op in graph.edges})
     order = _ends(graphs)
     edges = tuple(edge for edge in order if any(edge in table for table in tables))
@@ -234,14 +234,16 @@ def _ends(graphs: Sequence[Graph]) -> list[tuple[str, str]]:
     """All ends of edges, by target, then source, as the first graphs order their states."""
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for graph in graphs:
-        labels = graph.labels if len(set(graph.labels)) == len(graph.labels) else _numbered(graph.labels)
+        labels = _apart(graph.labels)
         for source, target, _ in graph.edges:
             found.setdefault((labels[source], labels[target]), (target, source))
     return sorted(found, key=lambda ends: found[ends])
 
 
-def _numbered(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels of which several are the same, told apart."""
+def _apart(labels: Sequence[str]) -> Sequence[str]:
+    """Labels, numbered where several are the same."""
+    if len(set(labels)) == len(labels):
+        return labels
     return tuple(f"{i} {label}" for i, label in enumerate(labels))
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fastnas._command import TerminalConfig, clear_errors, explicit_resume, flag_value, rank
+from fastnas._command import clear_errors, explicit_resume, flag_value, rank
 from fastnas._imports import IMPORT_HELP, take_imports
 from fastnas.retrain import RetrainConfig, run_retrain
 from fastnas.retrain.folder import read_config
 from fastnas.retrain.summary import ending, quiet
+from fastnas.runs.shown import Shown
 from fastnas.runs.summary import report_of
 
 DESCRIPTION = f"""Trains the discrete network of a genotype from its first weights and tests it: by the papers' recipes
@@ -21,14 +21,8 @@ search. Prints the result and where the run is, and leaves a report there, repor
 
 
 @dataclass(frozen=True)
-class Command(RetrainConfig):
+class Command(Shown, RetrainConfig):
     """A retraining, and what of it is shown."""
-
-    terminal: TerminalConfig = field(default_factory=TerminalConfig)
-
-    def to_options(self) -> dict[str, Any]:
-        """Those of the retraining: what is shown is none of them."""
-        return {name: value for name, value in super().to_options().items() if name != "quiet"}
 
 
 @clear_errors()

@@ -28,6 +28,7 @@ from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import ALONE, Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks, own_part
+from fastnas.runs.result import Result
 from fastnas.runs.saving import Saving
 from fastnas.runs.tensorboard import Board
 from fastnas.runs.watch import watched
@@ -36,7 +37,7 @@ from fastnas.spaces.family import AnyGenotype
 
 
 @dataclass(frozen=True)
-class RetrainResult:
+class RetrainResult(Result):
     """What a retraining ends with.
 
     Attributes:
@@ -52,19 +53,6 @@ class RetrainResult:
     genotype: AnyGenotype
     out: Path
     config: RetrainConfig
-
-    def report(self, path: str | Path | None = None) -> Path:
-        """Writes the run's report, one HTML file, and says where it is.
-
-        Args:
-            path: the file; None: report.html in the run's folder.
-
-        Raises:
-            FastnasError: ``path`` cannot be written.
-        """
-        from fastnas.report import write_report  # here: it draws with matplotlib, which takes its time
-
-        return write_report([self.out], path)
 
     def _repr_html_(self) -> str:
         from fastnas.drawing.notebook import retrain_html

@@ -11,7 +11,7 @@ from fastnas._imports import import_text
 from fastnas._terminal import laid_out
 from fastnas.retrain.config import RetrainConfig
 from fastnas.retrain.trainer import Trainer
-from fastnas.runs.summary import counted, entry, finished, on_screen, run_took, where
+from fastnas.runs.summary import counted, entry, on_screen, run_took, stands, where
 
 if TYPE_CHECKING:
     from fastnas.retrain.run import RetrainResult
@@ -35,12 +35,8 @@ def beginning(trainer: Trainer, config: RetrainConfig, run: Path, done: int, wid
         counted(config.epochs, "epoch"),
         where(trainer.device, trainer.ranks),
     ]
-    lines = [laid_out([phrases], width), f"run {run}"]
-    if done >= config.epochs:
-        lines.append(finished(config.epochs))
-    elif done or trainer.tally:
-        lines.append(f"goes on in epoch {done + 1}")
-    return "\n".join(lines)
+    state = stands(done, config.epochs, begun=trainer.tally is not None)
+    return "\n".join([laid_out([phrases], width), f"run {run}", *state])
 
 
 def ending(found: RetrainResult, report: Path | None) -> str:

@@ -89,14 +89,23 @@ def where(device: torch.device, ranks: Ranks) -> str:
     return f"{ranks.size} processes on {found}" if ranks.size > 1 else found
 
 
-def finished(epochs: int) -> str:
-    """What a run says that is resumed and has nothing left to do.
+def stands(done: int, epochs: int, *, begun: bool) -> list[str]:
+    """What a run says, if it is resumed, of where it goes on, or that it has nothing left to do.
 
-    >>> finished(50), finished(1)
-    ('the run is finished: its 50 epochs are done', 'the run is finished: its one epoch is done')
+    Args:
+        done: whole epochs.
+        epochs: of the run.
+        begun: whether the next one is.
+
+    >>> stands(50, 50, begun=False), stands(1, 1, begun=False)
+    (['the run is finished: its 50 epochs are done'], ['the run is finished: its one epoch is done'])
+    >>> stands(0, 2, begun=False), stands(0, 2, begun=True), stands(1, 2, begun=False)
+    ([], ['goes on in epoch 1'], ['goes on in epoch 2'])
     """
-    done = "its one epoch is done" if epochs == 1 else f"its {epochs} epochs are done"
-    return f"the run is finished: {done}"
+    if done >= epochs:
+        all_done = "its one epoch is done" if epochs == 1 else f"its {epochs} epochs are done"
+        return [f"the run is finished: {all_done}"]
+    return [f"goes on in epoch {done + 1}"] if done or begun else []
 
 
 def report_of(run: Path) -> Path | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fastnas._command import TerminalConfig, clear_errors, explicit_resume, flag_value, rank
+from fastnas._command import clear_errors, explicit_resume, flag_value, rank
 from fastnas._imports import IMPORT_HELP, take_imports
+from fastnas.runs.shown import Shown
 from fastnas.runs.summary import report_of
 from fastnas.search import SearchConfig, read_config, run_search
 from fastnas.search.summary import ending, quiet
@@ -19,14 +19,8 @@ small DARTS supernet. Prints the genotype it found and where the run is, and lea
 
 
 @dataclass(frozen=True)
-class Command(SearchConfig):
+class Command(Shown, SearchConfig):
     """A search, and what of it is shown."""
-
-    terminal: TerminalConfig = field(default_factory=TerminalConfig)
-
-    def to_options(self) -> dict[str, Any]:
-        """Those of the search: what is shown is none of them."""
-        return {name: value for name, value in super().to_options().items() if name != "quiet"}
 
 
 @clear_errors()

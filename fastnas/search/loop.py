@@ -22,6 +22,7 @@ from fastnas.runs.progress import Progress, say
 from fastnas.runs.provenance import provenance
 from fastnas.runs.ranks import Ranks, launched
 from fastnas.runs.ranks_state import gathered, handed_out, other_ranks
+from fastnas.runs.result import Result
 from fastnas.runs.saving import Saving
 from fastnas.runs.watch import watched
 from fastnas.search.config import SearchConfig
@@ -40,7 +41,7 @@ from fastnas.tables import Table
 
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Result):
     """What a search ends with.
 
     Attributes:
@@ -60,19 +61,6 @@ class SearchResult:
     config: SearchConfig
     stop: Stop | None = None
     table: Table | None = None
-
-    def report(self, path: str | Path | None = None) -> Path:
-        """Writes the run's report, one HTML file, and says where it is.
-
-        Args:
-            path: the file; None: report.html in the run's folder.
-
-        Raises:
-            FastnasError: ``path`` cannot be written.
-        """
-        from fastnas.report import write_report  # here: it draws with matplotlib, which takes its time
-
-        return write_report([self.out], path)
 
     def _repr_html_(self) -> str:
         from fastnas.drawing.notebook import search_html

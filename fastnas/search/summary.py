@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastnas._imports import import_text
 from fastnas._terminal import laid_out
 from fastnas.runs.options import filled
-from fastnas.runs.summary import counted, entry, finished, on_screen, run_took, where
+from fastnas.runs.summary import counted, entry, on_screen, run_took, stands, where
 from fastnas.search.config import SearchConfig
 from fastnas.search.engine import Search
 from fastnas.search.table import ranks
@@ -36,12 +36,8 @@ def beginning(search: Search, run: Path, width: int) -> str:
         counted(epochs, "epoch"),
         where(search.device, search.ranks),
     ]
-    lines = [laid_out([phrases], width), f"run {run}"]
-    if search.done >= epochs:
-        lines.append(finished(epochs))
-    elif search.done or search.tally:
-        lines.append(f"goes on in epoch {search.done + 1}")
-    return "\n".join(lines)
+    state = stands(search.done, epochs, begun=search.tally is not None)
+    return "\n".join([laid_out([phrases], width), f"run {run}", *state])
 
 
 def ending(result: SearchResult, report: Path | None) -> str:
