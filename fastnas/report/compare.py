@@ -12,24 +12,14 @@ import numpy as np
 from fastnas.drawing import Weights
 from fastnas.report.charts import Chart, Curve, colour_of
 from fastnas.report.read import Run
-from fastnas.report.settings import PLACE, written
+from fastnas.report.settings import written
+from fastnas.retrain.config import RetrainConfig
+from fastnas.search.config import SearchConfig
 from fastnas.spaces.genotype import Graph
 
 # What does not make another experiment.
-SAME = frozenset(
-    {
-        *PLACE,
-        "seed",
-        "checkpoint_seconds",
-        "detect_anomaly",
-        "graphs",
-        "data",
-        "table",
-        "workers",
-        "recompute",
-    }
-    | {"audit_every", "spectrum_every", "live", "tensorboard", "quiet"}
-)
+SAME = SearchConfig.FREE | RetrainConfig.FREE
+SAME |= {"seed", "data", "graphs", "recompute", "table", "audit_every", "spectrum_every"}
 _FIRST = ("kind", "space", "dataset", "method")  # options that say most about a group
 
 

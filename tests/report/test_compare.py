@@ -55,6 +55,15 @@ def test_two_options_that_differ_are_both_named(tmp_path):
     ]
 
 
+def test_how_a_run_is_watched_makes_no_other_experiment(tmp_path):
+    found = []
+    for i, port in enumerate((0, 8080)):
+        write_search(tmp_path / str(i), epochs=1, live=True, live_port=port, seed=i)
+        found.append(read_run(tmp_path / str(i)))
+    assert found[0].config["live_port"] != found[1].config["live_port"]
+    assert [group.name for group in groups_of(found)] == ["all runs"]
+
+
 def test_runs_that_differ_in_nothing_are_one_group(runs):
     assert [group.name for group in groups_of(runs[:1])] == ["all runs"]
 
